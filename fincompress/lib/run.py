@@ -67,8 +67,9 @@ def digest(value) -> str:
 
 # %% ../../nbs/lib/00_run.ipynb #c1d5860a
 def project_root() -> Path:
-    "The folder with `nbs` and `settings.ini`: the one the package lies in, else the current folder or one above it."
-    for folder in [Path(__file__).resolve().parents[2] if "__file__" in globals() else Path.cwd(), Path.cwd(), *Path.cwd().parents]:
+    "The folder with `nbs` and `settings.ini`: the one that FINCOMPRESS_ROOT names, else the package's, else the current one or one above it."
+    package = Path(__file__).resolve().parents[2] if "__file__" in globals() else Path.cwd()
+    for folder in [Path(os.environ.get("FINCOMPRESS_ROOT", package)), package, Path.cwd(), *Path.cwd().parents]:
         if (folder/"nbs").is_dir() and (folder/"settings.ini").is_file(): return folder
     raise RunError("the notebooks are not here: run this inside a clone of the FinCompress repository")
 
