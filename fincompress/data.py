@@ -7,7 +7,7 @@ __all__ = ['NUMBER', 'read_text', 'phrasebank_lines', 'score_label', 'fiqa_entri
            'read_table', 'read_source', 'clean', 'near_duplicate_groups', 'split_sentences', 'leakage_audit',
            'read_split', 'sentences']
 
-# %% ../nbs/00_data.ipynb #73465b67
+# %% ../nbs/00_data.ipynb #37c7a4f4
 import io, json, zipfile
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .lib.corpus import synthetic_corpus
 from .lib.hub import from_hub
 from .lib.run import RunError
 from .lib.tfidf import TfidfClassifier
-from .lib.training import Sentences, tokenise
+from .lib.batches import Sentences, tokenise
 
 # %% ../nbs/00_data.ipynb #4ee2346a
 def read_text(path) -> str:

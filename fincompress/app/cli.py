@@ -6,13 +6,14 @@
 __all__ = ['app', 'COMPARED', 'need_study', 'default_run', 'report_file', 'run', 'report', 'expected_parameters', 'status_rows',
            'status', 'read_results', 'compare_table', 'compare', 'main']
 
-# %% ../../nbs/app/02_cli.ipynb #b4fada45
+# %% ../../nbs/app/02_cli.ipynb #0657f4a7
 import csv, importlib.util, json, sys
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 import fincompress
 from .parameters import stage_parameters
 from .pipeline import run_study, stage_status
@@ -20,7 +21,8 @@ from .progress import shown_progress
 from ..lib.run import RunError, STAGES, project_root, read_json, stage_file
 
 # %% ../../nbs/app/02_cli.ipynb #5f3b7602
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  context_settings={"help_option_names": ["-h", "--help"]},
                   help="How far can a FinBERT-style sentiment classifier be compressed for CPU inference? Run the study, and read its results.")
 
 def need_study():
@@ -41,7 +43,7 @@ def report_file(run_dir) -> Path:
 @app.command()
 def run(
     profile: Annotated[str, typer.Option("--profile", "-P", help="A name in profiles/, or the path of a YAML file.")] = "local",
-    parameter: Annotated[Optional[list[str]], typer.Option("-p", metavar="NAME=VALUE", help="A value, as YAML, for all stages, or STAGE.NAME=VALUE; repeatable.")] = None,
+    parameter: Annotated[Optional[list[str]], typer.Option("-p", metavar="NAME=VALUE", help="A value, or STAGE.NAME=VALUE; repeatable.")] = None,
     run_dir: Annotated[Optional[Path], typer.Option(help="Where the results go; default: outputs/<profile>.")] = None,
     start: Annotated[Optional[str], typer.Option("--from", metavar="STAGE", help="Run this stage and all after it again.")] = None,
     only: Annotated[Optional[list[str]], typer.Option(metavar="STAGE", help="Consider this stage alone; repeatable.")] = None,
@@ -93,12 +95,12 @@ def status(
     "Say which stages are done, which are stale, and why."
     rows = status_rows(run_dir or default_run("local"), project_root(), STAGES)
     if as_json: return typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
-    table = Table("stage", "state", "why", "finished", "seconds")
-    for row in rows: table.add_row(*("" if value is None else str(value) for value in row.values()), style={"done": None, "stale": "yellow", "missing": "dim"}[row["state"]])
+    table, styles = Table("stage", "state", "why", "finished", "seconds"), {"done": None, "stale": "yellow", "missing": "dim"}
+    for row in rows: table.add_row(*("" if value is None else escape(str(value)) for value in row.values()), style=styles[row["state"]])
     Console().print(table)
 
 # %% ../../nbs/app/02_cli.ipynb #d907b880
-COMPARED = {"test_macro_f1": ("macro-F1", lambda v: f"{v:.3f}"), "size_bytes": ("MB", lambda v: f"{v/1e6:.1f}"), "latency_ms_p50": ("ms", lambda v: f"{v:.2f}")}
+COMPARED = {"test_macro_f1": ("macro-F1", 1, 3), "size_bytes": ("MB", 1e6, 1), "latency_ms_p50": ("ms", 1, 2)} # column: (title, unit, decimals)
 
 def read_results(run_dir:Path) -> dict[str, dict[str, float]]: # variant (and seed) → column → value
     "The compared columns of a run's benchmark."
@@ -111,9 +113,10 @@ def read_results(run_dir:Path) -> dict[str, dict[str, float]]: # variant (and se
 
 def compare_table(results:dict[str, dict]) -> Table: # run → variant → column → value
     "One row a variant, three columns a run."
-    table = Table("variant", *(f"{run}\n{title}" for run in results for title, _ in COMPARED.values()))
+    def show(row, column): return f"{row[column]/COMPARED[column][1]:.{COMPARED[column][2]}f}" if row else "–"
+    table = Table("variant", *(Column(f"{escape(run)}\n{title}", justify="right") for run in results for title, *_ in COMPARED.values()))
     for variant in dict.fromkeys(variant for found in results.values() for variant in found):
-        table.add_row(variant, *(show(found[variant][column]) if variant in found else "–" for found in results.values() for column, (_, show) in COMPARED.items()))
+        table.add_row(variant, *(show(found.get(variant), column) for found in results.values() for column in COMPARED))
     return table
 
 @app.command()
@@ -126,7 +129,8 @@ def compare(
     results = {name if names.count(name) == 1 else str(path): read_results(path) for name, path in zip(names, runs)}
     if not as_csv: return Console().print(compare_table(results))
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerows([("run", "variant", *COMPARED), *((run, variant, *row.values()) for run, found in results.items() for variant, row in found.items())])
+    writer.writerow(("run", "variant", *COMPARED))
+    writer.writerows((run, variant, *row.values()) for run, found in results.items() for variant, row in found.items())
 
 # %% ../../nbs/app/02_cli.ipynb #d397dfc3
 @app.callback(invoke_without_command=True)

@@ -6,7 +6,7 @@
 __all__ = ['CELLS', 'directive', 'readable', 'without_paths', 'mathml', 'PartRenderer', 'definitions', 'picture', 'notebook_part',
            'html_table']
 
-# %% ../../nbs/app/00_pages.ipynb #d17d50e2
+# %% ../../nbs/app/00_pages.ipynb #5aeae5d2
 import html, re
 from pathlib import Path
 import nbformat, pandas as pd
@@ -14,6 +14,7 @@ from jinja2 import pass_context
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from .pipeline import is_noise
 from ..lib.run import STAGES
 
 # %% ../../nbs/app/00_pages.ipynb #b8c8696b
@@ -32,7 +33,7 @@ def readable(notebook):
             cell.metadata["alt"] = re.sub(r"[`*$]", "", ": ".join([heading, *(name.replace("_", " ") for name in figures)]))
             cell.metadata["transient"] = {"remove_source": directive(cell, "echo: false")}
             cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip()
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+            cell.outputs = [output for output in cell.outputs if not is_noise(output)]
             if not cell.source and not cell.outputs: continue
         kept.append(cell)
     return nbformat.from_dict({**notebook, "cells": kept})
@@ -57,8 +58,8 @@ class PartRenderer(IPythonRenderer):
         super().__init__(escape=False, embed_images=True, exclude_anchor_links=True, **options)
         self.name, self.headings = name, headings
     def inline_math(self, body): return mathml(body)
-    def block_math(self, body): return mathml(body, "block")
-    def latex_environment(self, name, body): return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
+    def block_math(self, body): return f'<div class="scroll" tabindex="0">{mathml(body, "block")}</div>'
+    def latex_environment(self, name, body): return self.block_math(f"\\begin{{{name}}}{body}\\end{{{name}}}")
     def table(self, text): return f'<div class="scroll" tabindex="0"><table>{text}</table></div>'
     def image(self, text, url, title=None): return text if re.match(r"(https?:)?//", url) else super().image(text, url, title)
     def link(self, text, url, title=None):

@@ -16,7 +16,8 @@ from ..lib.run import RunError, STAGES, read_json
 def notebook_parameters(notebook) -> dict: # name → the notebook's own value, with `run_dir` among them
     "The parameters of a notebook file, read without running it; `RunError` where it cannot be given any."
     cells = [c for c in read_json(notebook)["cells"] if "parameters" in c["metadata"].get("tags", [])]
-    if len(cells) != 1: raise RunError(f"{notebook} has {len(cells)} cells tagged `parameters` instead of one: restore the tag (did a cleaning tool remove it?)")
+    if len(cells) != 1:
+        raise RunError(f"{notebook} has {len(cells)} cells tagged `parameters` instead of one: restore the tag (did a cleaning tool remove it?)")
     found = {}
     for statement in ast.parse("".join(cells[0]["source"])).body:
         try: (target,), value = statement.targets, ast.literal_eval(statement.value)
@@ -34,10 +35,10 @@ def choose(name:str, names, what:str) -> str: # `what`: the kind of thing, for t
     near = difflib.get_close_matches(name, list(names), n=2, cutoff=0.5)
     raise RunError(f"unknown {what} {name!r}{', did you mean ' + ' or '.join(near) + '?' if near else ''} (known: {', '.join(names)})")
 
-def full_stage(name:str, stages=STAGES) -> str:
+def full_stage(name:str, stages=STAGES, where="") -> str: # `where`: whence the name, for the message
     "The stage called `05_ptq` or just `ptq`."
     short = {stage.partition("_")[2]: stage for stage in stages}
-    return short.get(name) or choose(name, stages, "stage")
+    return short.get(name) or choose(name, stages, f"stage{where and f' in {where}:'}")
 
 # %% ../../nbs/app/00_parameters.ipynb #1c3953ad
 TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping", type(None): "nothing"}
@@ -49,7 +50,8 @@ def is_plain(value) -> bool:
 
 def checked(value, default, where:str): # `where`: whence the value, for the message
     "The value, if it can take the place of a notebook's own value `default`; otherwise `RunError`."
-    if not is_plain(value): raise RunError(f"{where}: {value!r} is no plain value (finite numbers, text, true, false, null, lists, mappings with text as keys)")
+    if not is_plain(value):
+        raise RunError(f"{where}: {value!r} is no plain value (finite numbers, text, true, false, null, lists, mappings with text as keys)")
     if type(default) is float and type(value) is int: return float(value)
     if default is None or type(value) is type(default): return value
     raise RunError(f"{where}: expected {TYPES[type(default)]}, as in {default!r}, and got {TYPES[type(value)]}: {value!r}")
@@ -94,12 +96,13 @@ def stage_parameters(root:Path, profile:str, overrides=(), stages=STAGES) -> dic
     "The values that every stage is to run with: its own, changed by the profile, changed by the overrides."
     found = {s: {k: v for k, v in notebook_parameters(root/"nbs"/f"{s}.ipynb").items() if k != "run_dir"} for s in stages}
     path = profile_file(profile, root)
-    changes = [(str(path), full_stage(stage, stages), name, value) for stage, values in load_profile(path).items() for name, value in values.items()]
+    changes = [(path, full_stage(stage, stages, path), name, value) for stage, values in load_profile(path).items() for name, value in values.items()]
     for text in overrides:
         stage, name, value = parse_override(text)
         if name == "run_dir": raise RunError(f"-p {text}: the run directory is given with --run-dir")
         if not stage: choose(name, sorted({n for values in found.values() for n in values}), "parameter")
-        changes += [(f"-p {text}", s, name, value) for s in ([full_stage(stage, stages)] if stage else stages) if stage or name in found[s]]
+        meant = [full_stage(stage, stages, f"-p {text}")] if stage else [s for s in stages if name in found[s]]
+        changes += [(f"-p {text}", s, name, value) for s in meant]
     defaults = {stage: dict(values) for stage, values in found.items()}
     for where, stage, name, value in changes:
         choose(name, list(defaults[stage]), f"parameter of {stage} in {where}:")

@@ -59,9 +59,9 @@ def own_kernel() -> type:
 
 def kernel_environment(root:Path, scratch:Path) -> dict[str, str]: # `scratch`: a folder for this execution alone
     "The environment variables of a kernel: nothing of it goes into the home folder, and plots go into the notebook."
-    return dict(FINCOMPRESS_ROOT=str(root), FINCOMPRESS_PROGRESS=str(scratch/"progress.jsonl"), IPYTHONDIR=str(scratch), JUPYTER_RUNTIME_DIR=str(scratch),
-                MPLBACKEND="module://matplotlib_inline.backend_inline", TOKENIZERS_PARALLELISM="false", DISABLE_SAFETENSORS_CONVERSION="1",
-                HF_HUB_DISABLE_TELEMETRY="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
+    return dict(FINCOMPRESS_ROOT=str(root), FINCOMPRESS_PROGRESS=str(scratch/"progress.jsonl"), IPYTHONDIR=str(scratch),
+                JUPYTER_RUNTIME_DIR=str(scratch), MPLBACKEND="module://matplotlib_inline.backend_inline", TOKENIZERS_PARALLELISM="false",
+                DISABLE_SAFETENSORS_CONVERSION="1", HF_HUB_DISABLE_TELEMETRY="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
 
 # %% ../../nbs/app/00_pipeline.ipynb #e799b45c
 def where_stopped(notebook) -> str: # `notebook`: a NotebookNode as papermill leaves it
@@ -77,9 +77,10 @@ def execute_notebook(notebook:Path, output:Path, parameters:dict, root:Path): # 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     source, target = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output)) # papermill fills in braces
     problem = "it stopped before its last cell"
+    kernel = dict(kernel_name="python3", language="python", kernel_manager_class=own_kernel(), start_timeout=120,
+                  extra_arguments=["--log-level=CRITICAL"])
     try:
-        done = papermill.execute_notebook(source, target, parameters, kernel_name="python3", language="python", cwd=str(root),
-                                          progress_bar=False, start_timeout=120, kernel_manager_class=own_kernel())
+        done = papermill.execute_notebook(source, target, parameters, cwd=str(root), progress_bar=False, **kernel)
         if all(c.metadata.papermill.status == "completed" for c in done.cells): return done
     except papermill.PapermillExecutionError as error: problem = error.evalue if error.ename == "RunError" else f"{error.ename}: {error.evalue}"
     except RuntimeError as error: problem = f"the kernel died, perhaps because the memory was used up ({error})"
@@ -109,8 +110,9 @@ def store_left_over(run_dir:Path, stage:str, run_name:str):
         notebook = nbformat.read(partial, 4)
         codes = [c for c in notebook.cells if c.cell_type == "code"]
         ended = all(c.metadata.papermill.start_time for c in codes) and not any(o.output_type == "error" for c in codes for o in c.outputs)
-        if not ended or datetime.fromisoformat(notebook.metadata.papermill.start_time) > published: return
+        if not ended or datetime.fromisoformat(notebook.metadata.papermill.start_time).replace(microsecond=0) > published: return
     except (ValueError, AttributeError): return # cut off while it was written
+    codes[-1].metadata.papermill.status = "completed" # it had published; papermill had no time to note it
     store_notebook(notebook, run_dir/"notebooks"/partial.name, run_name)
     partial.unlink()
 
@@ -125,7 +127,8 @@ def run_stage(run_dir:Path, stage:str, parameters:dict, root:Path, tell):
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         with mock.patch.dict(os.environ, kernel_environment(root, Path(scratch))), follow(Path(scratch)/"progress.jsonl", tell):
             done = execute_notebook(notebook, partial, {"run_dir": run_name, **changed}, root)
-    if not record.exists() or record.stat().st_mtime_ns == before: raise RunError(f"{stage} ran to its end and published nothing: its last cell must call stage.publish()")
+    if not record.exists() or record.stat().st_mtime_ns == before:
+        raise RunError(f"{stage} ran to its end and published nothing: its last cell must call stage.publish()")
     reason = next(differences(read_json(record), run_dir, parameters, root), None)
     if reason: raise RunError(f"{stage} is not up to date right after it ran ({reason}): its notebook, or a file that it read, was changed meanwhile")
     store_notebook(done, run_dir/"notebooks"/partial.name, run_name)
@@ -140,7 +143,8 @@ def locked(run_dir:Path):
         run_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(run_dir/".lock", timeout=0): yield
     except Timeout: raise RunError(f"another process is working in {run_dir}: wait for it, or choose another folder with --run-dir") from None
-    except OSError as error: raise RunError(f"cannot work in {run_dir} ({error.strerror or error}): free it, or choose another folder with --run-dir") from error
+    except OSError as error:
+        raise RunError(f"cannot work in {run_dir} ({error.strerror or error}): free it, or choose another folder with --run-dir") from error
 
 # %% ../../nbs/app/00_pipeline.ipynb #12e3e57c
 def run_record(run_dir:Path, root:Path, profile:str, overrides, parameters:dict) -> dict: # `parameters`: of the stages considered

@@ -43,17 +43,18 @@ def training_text(name, epoch, epochs, step, steps, left, val_macro_f1, **_) -> 
 
 def event_text(event:str, details:dict) -> str|None: # `event`: see `run_study`; None for a moment inside an epoch
     "One line for one event of the pipeline."
-    text = {"skipped": lambda: "up to date", "begun": lambda: f"begun ({details['reason']})", "done": lambda: f"done in {duration(details['seconds'])}",
-            "training": lambda: training_text(**details) if details["step"] == details["steps"] else None}[event]()
-    return text and f"[{details['number']}/{details['of']}] {details['stage']}: {text}"
+    if event == "training" and details["step"] < details["steps"]: return None
+    text = {"skipped": lambda: "up to date", "begun": lambda: f"begun ({details['reason']})", "training": lambda: training_text(**details),
+            "done": lambda: f"done in {duration(details['seconds'])}"}[event]()
+    return f"[{details['number']}/{details['of']}] {details['stage']}: {text}"
 
 # %% ../../nbs/app/00_progress.ipynb #a41b5663
 @contextmanager
 def shown_progress(console:Console): # yields what `run_study` calls
     "Show the pipeline's events: as lines, and on a terminal with a bar below them for the training that is on."
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[training]}", markup=False), TimeElapsedColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(20), TextColumn("{task.fields[training]}", markup=False), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None, training="")
+        task = bar.add_task("starting", total=None, training="")
         def show(event, **details):
             text = None if event == "training" and console.is_terminal else event_text(event, details)
             if text: bar.console.print(text, markup=False, highlight=False, soft_wrap=True)

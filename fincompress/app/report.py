@@ -48,7 +48,7 @@ def stage_problem(run_dir, stage:str) -> str|None:
 def check_complete(run_dir):
     "Refuse a run that lacks something, with a list of what it lacks."
     problems = [problem for stage in STAGES if (problem := stage_problem(run_dir, stage))]
-    if not (Path(run_dir)/"results/benchmark_results.csv").exists(): problems.append("results/benchmark_results.csv is missing")
+    problems += [f"{file} is missing" for file in ("run.json", "results/benchmark_results.csv") if not (Path(run_dir)/file).exists()]
     if problems: raise RunError(f"{run_dir} is not complete, so there is no report: " + "; ".join(problems)
                                 + f". Finish it with: fincompress run --run-dir {run_dir}")
 
@@ -57,7 +57,8 @@ def parameter_rows(run_dir, stage:str) -> list[dict]:
     "A stage's parameters as used: name, value, the notebook's own value where it differs, and the comment that explains it."
     file, used = notebook_file(run_dir, stage), read_json(stage_file(run_dir, stage))["parameters"]
     own, comments = notebook_parameters(file), {name: known["help"] for name, known in inspect_notebook(file).items()}
-    return [dict(name=name, value=value, own=own.get(name), changed=name in own and own[name] != value, meaning=comments.get(name, "")) for name, value in used.items()]
+    return [dict(name=name, value=value, own=own.get(name), changed=name in own and own[name] != value, meaning=comments.get(name, ""))
+            for name, value in used.items()]
 
 def parameter_table(rows:list[dict]) -> str:
     "The rows of `parameter_rows` as an HTML table; values that differ from the notebook's own are marked."
@@ -86,7 +87,8 @@ def results_table(run_dir, mark="<strong>{}</strong>"): # `mark`: how the best v
         return [("–" if pd.isna(v) else mark.format(form.format(v)) if v == best else form.format(v)) for v in values]
     interval = [f" ({low:.3f} to {high:.3f})" for low, high in zip(raw.test_macro_f1_low, raw.test_macro_f1_high)]
     return pd.DataFrame({
-        "Variant": raw.variant.map(html.escape), **({"Seed": raw.seed.map(str)} if "seed" in raw else {}), "Technique": raw.technique.map(html.escape),
+        "Variant": raw.variant.map(html.escape), **({"Seed": raw.seed.map(str)} if "seed" in raw else {}),
+        "Technique": raw.technique.map(html.escape),
         "Parameters (million)": shown(raw.num_parameters / 1e6, "{:.2f}"),
         "Size (MB)": shown(raw.size_bytes / 1e6, "{:.1f}", raw.size_bytes.min() / 1e6),
         "Times smaller": shown(teacher.size_bytes / raw.size_bytes, "{:.1f}"),
@@ -98,11 +100,12 @@ def results_table(run_dir, mark="<strong>{}</strong>"): # `mark`: how the best v
 def floor_sentence(run_dir) -> str:
     "Which compressed variants beat the linear model and which do not, in words."
     means = pd.read_csv(Path(run_dir)/"results/benchmark_results.csv").groupby("variant", sort=False).mean(numeric_only=True)
+    if "baseline_tfidf" not in means.index: return "This run has no floor: the variant baseline_tfidf is not among its results."
     floor, rest = means.loc["baseline_tfidf"], means.drop(index=["baseline_tfidf", "teacher"], errors="ignore")
     clear, above = rest.test_macro_f1_low > floor.test_macro_f1, rest.test_macro_f1 > floor.test_macro_f1
     names = lambda wanted: ", ".join(rest.index[wanted]) or "none"
-    return (f"The floor is baseline_tfidf, a linear model on TF-IDF features: {floor.test_macro_f1:.3f} macro-F1 at {floor.latency_ms_p50:.2f} ms and "
-            f"{floor.size_bytes / 1e6:.1f} MB. A compressed model that does not beat it is not worth deploying. "
+    return (f"The floor is baseline_tfidf, a linear model on TF-IDF features: {floor.test_macro_f1:.3f} macro-F1 at {floor.latency_ms_p50:.2f} ms "
+            f"and {floor.size_bytes / 1e6:.1f} MB. A compressed model that does not beat it is not worth deploying. "
             f"Above it with the whole interval: {names(clear)}. Above it, but with the floor inside the interval: {names(above & ~clear)}. "
             f"Not above it: {names(~above)}.")
 
@@ -125,7 +128,7 @@ def run_facts(run_dir) -> dict[str, str]:
 
 def run_notes(run_dir) -> list[str]:
     "The notes that stages left in their summaries, each once."
-    return list(dict.fromkeys(note for stage in STAGES for note in read_json(stage_file(run_dir, stage))["summary"].get("notes", [])))
+    return list(dict.fromkeys(note for stage in STAGES for note in read_json(stage_file(run_dir, stage))["summary"].get("notes") or []))
 
 def folded_parameters(run_dir, stage:str) -> str:
     "A stage's duration and how many values were changed, and below it the table of its parameters."
@@ -141,7 +144,7 @@ def first_page(run_dir) -> str:
             f'<h2 id="circumstances">How this run was made</h2>{html_table(facts, "facts")}'
             f'<h2 id="parameters">Stages and their parameters</h2>{"".join(folded_parameters(run_dir, stage) for stage in STAGES)}')
 
-# %% ../../nbs/app/01_report.ipynb #9b0f404e
+# %% ../../nbs/app/01_report.ipynb #08173d69
 COLOURS = """:root{color-scheme:light dark;--ink:#1d232b;--dim:#5b6673;--paper:#fff;--wash:#f4f6f8;--line:#d8dee4;--link:#0b5cad;--mark:#fff1b8}
 @media(prefers-color-scheme:dark){:root{--ink:#dfe5ec;--dim:#9aa6b2;--paper:#14181d;--wash:#1d232a;--line:#343d47;--link:#7db7f5;--mark:#5a4a00}}
 """
@@ -154,13 +157,15 @@ a{color:var(--link)}nav a{text-decoration:none}nav p{margin:.2rem 0}nav ul{margi
 nav li{margin:.15rem 0;line-height:1.35}h1,h2,h3,h4{line-height:1.25;margin:2rem 0 .6rem}h1{margin-top:0}
 section{border-top:2px solid var(--line);margin-top:3rem}section>h2{font-size:1.7rem}
 blockquote{margin:0 0 1rem;color:var(--dim);font-style:italic}img{max-width:100%;height:auto;background:#fff;border-radius:4px}
-pre,code{font:.86em/1.5 ui-monospace,monospace}code{overflow-wrap:anywhere}pre code{overflow-wrap:normal}
+pre,code{font:.86em/1.5 ui-monospace,monospace}code{overflow-wrap:anywhere}pre code,table code{overflow-wrap:normal}
 pre{overflow-x:auto;padding:.7rem .9rem;margin:.6rem 0;background:var(--wash)!important;border-radius:4px}.highlight{background:none!important}
-math[display=block]{overflow-x:auto;overflow-y:hidden;padding:.4rem 0}summary{cursor:pointer}details.code>summary{color:var(--dim);font-size:.8rem}
-.output{margin:.6rem 0 1rem}.scroll{overflow-x:auto;margin:.6rem 0}table{border-collapse:collapse;font-size:.88rem}
-th,td{padding:.3rem .6rem;text-align:left!important;vertical-align:top;border-bottom:1px solid var(--line)}th{font-weight:600}
+math[display=block]{padding:.4rem 0}nav summary{padding-left:1.1em;text-indent:-1.1em}
+summary{cursor:pointer}details.code>summary{color:var(--dim);font-size:.8rem}
+.output{margin:.6rem 0 1rem}.scroll{overflow-x:auto;margin:.6rem 0}table{border-collapse:collapse;border:0;font-size:.88rem}
+th,td{padding:.3rem .6rem;text-align:left!important;vertical-align:top;border:0;border-bottom:1px solid var(--line)}th{font-weight:600}
 .output td,.results td{font-variant-numeric:tabular-nums}.results td{white-space:nowrap}
-.results :is(td,th):first-child{position:sticky;left:0;background:var(--paper)}.facts thead{display:none}.facts td:first-child{font-weight:600}
+.results :is(td,th):first-child{position:sticky;left:0;background:var(--paper)}
+.facts thead{display:none}.facts td{overflow-wrap:anywhere}.facts td:first-child{font-weight:600;white-space:nowrap;overflow-wrap:normal}
 mark{background:var(--mark);color:inherit}.note{border-left:4px solid #d39e00;background:var(--wash);padding:.6rem .9rem}
 button{font:inherit;font-size:.8rem;margin:.6rem 0}@media print{nav{display:none}body{display:block}}
 """
@@ -189,7 +194,8 @@ def contents_list(parts:dict) -> str: # `parts`: stage → (HTML, headings)
 def machine_folders(run_dir) -> set: # of Path
     "Folders that tell where a run was made and nothing about it, those of absolute paths given as parameters among them."
     values = [Path(str(value)) for stage in STAGES for value in read_json(stage_file(run_dir, stage))["parameters"].values()]
-    return {project_root(), Path.cwd(), run_dir.resolve().parent, Path.home(), Path(tempfile.gettempdir()), *(v.parent for v in values if v.is_absolute())} - {Path("/")}
+    own = {project_root(), Path.cwd(), run_dir.resolve().parent, Path.home(), Path(tempfile.gettempdir())}
+    return own.union(value.parent for value in values if value.is_absolute()) - {Path("/")}
 
 def style_sheet() -> str:
     "The page's style and the colours of code, for light and dark."

@@ -30,7 +30,8 @@ def scores(
     "How well logits fit the labels; a class that occurs nowhere has F1 zero, and still counts."
     labels, classes = np.asarray(labels), predicted(logits)
     each = f1_score(labels, classes, labels=range(len(LABELS)), average=None, zero_division=0)
-    return dict(macro_f1=float(each.mean()), accuracy=float((labels == classes).mean()), **{f"f1_{name}": float(f1) for name, f1 in zip(LABELS, each)})
+    by_class = {f"f1_{name}": float(f1) for name, f1 in zip(LABELS, each)}
+    return dict(macro_f1=float(each.mean()), accuracy=float((labels == classes).mean()), **by_class)
 
 # %% ../../nbs/lib/03_metrics.ipynb #c26989cb
 def macro_f1_of(confusion) -> np.ndarray: # `confusion`: counts [..., 3, 3], rows are labels; gives [...]

@@ -184,7 +184,7 @@ class Stage:
             (self.run_dir/path).parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.work/"outputs"/path, self.run_dir/path)
         write_json(place, record)
-        shutil.rmtree(self.work)
+        shutil.rmtree(self.work, ignore_errors=True)
         return record["summary"]
 
 def now() -> str:

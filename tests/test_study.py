@@ -1,0 +1,105 @@
+"""The finished smoke study: what lies in its run directory, and what happens when it is run again."""
+import csv, json, shutil, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+
+from fincompress.lib.run import STAGES, file_digest
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE = ROOT/"outputs"/"smoke"
+VARIANTS = ["baseline_tfidf", "teacher", "student_vanilla_kd", "student_intermediate_kd", "student_ptq", "student_qat", "pruned_teacher_30pct", "pruned_teacher_50pct"]
+COLUMNS = """variant technique num_parameters size_bytes val_macro_f1 test_macro_f1 test_macro_f1_low test_macro_f1_high test_accuracy f1_negative
+f1_neutral f1_positive delta_macro_f1_vs_teacher agreement_with_teacher expected_calibration_error latency_ms_p50 latency_ms_p95 latency_ms_p99
+latency_padded_ms_p50 throughput_per_s peak_rss_mb runtime threads""".split()
+
+
+def command(*words, **more): return subprocess.run([Path(sys.executable).with_name(words[0]), *words[1:]], capture_output=True, text=True, cwd=ROOT, timeout=600, **more)
+
+
+@pytest.fixture(scope="module")
+def smoke():
+    assert (SMOKE/"stages/08_benchmark.json").exists(), "the smoke study is missing: run `make smoke` first"
+    return SMOKE
+
+
+@pytest.fixture
+def copied(smoke, tmp_path):
+    shutil.copytree(smoke, tmp_path/"run", ignore=shutil.ignore_patterns("unfinished", ".lock"))
+    return tmp_path/"run"
+
+
+def test_every_stage_and_file_is_there(smoke):
+    for stage in STAGES:
+        record = json.loads((smoke/f"stages/{stage}.json").read_text())
+        assert all(file_digest(smoke/path) == value for path, value in record["outputs"].items())
+        assert (smoke/f"notebooks/{stage}.ipynb").exists()
+    assert {p.name for p in (smoke/"checkpoints").iterdir()} == {*VARIANTS, "student_init"}
+    assert not list(smoke.rglob("*.tmp")) and not list((smoke/"unfinished").glob("*"))
+    for path in smoke.glob("checkpoints/*"):
+        assert {"model.safetensors", "config.json", "checkpoint_info.json"} <= {p.name for p in path.iterdir()}
+
+
+def test_the_results_table(smoke):
+    rows = list(csv.DictReader((smoke/"results/benchmark_results.csv").open()))
+    assert [r["variant"] for r in rows] == VARIANTS and list(rows[0])[:len(COLUMNS)] == COLUMNS
+    raw = json.loads((smoke/"results/latency_raw.json").read_text())
+    for row in rows:
+        info = json.loads((smoke/"checkpoints"/row["variant"]/"checkpoint_info.json").read_text())
+        on_disk = sum(p.stat().st_size for p in (smoke/"checkpoints"/row["variant"]).iterdir() if p.name != "checkpoint_info.json")
+        assert int(row["size_bytes"]) == info["size_bytes"] == on_disk and int(row["num_parameters"]) == info["num_parameters"]
+        assert 0 <= float(row["test_macro_f1_low"]) <= float(row["test_macro_f1"]) <= float(row["test_macro_f1_high"]) <= 1
+        assert row["variant"] in json.dumps(raw)
+
+
+def test_int8_weighs_its_packed_weights_and_pruned_is_smaller(smoke):
+    size = {r["variant"]: int(r["size_bytes"]) for r in csv.DictReader((smoke/"results/benchmark_results.csv").open())}
+    assert size["student_ptq"] == pytest.approx(size["student_qat"], rel=0.01) and size["student_ptq"] < size["student_vanilla_kd"]
+    assert size["pruned_teacher_50pct"] < size["pruned_teacher_30pct"] < size["teacher"]
+
+
+def test_no_sentence_of_the_test_split_was_read_before_the_benchmark(smoke):
+    for stage in STAGES[1:-1]: assert "data/test.csv" not in json.loads((smoke/f"stages/{stage}.json").read_text())["inputs"]
+    assert "data/test.csv" in json.loads((smoke/"stages/08_benchmark.json").read_text())["inputs"]
+
+
+def test_the_report_is_one_file(smoke):
+    page = (smoke/"report.html").read_text()
+    assert all(variant in page for variant in VARIANTS) and "synthetic" in page
+    assert page.count("<img") >= 15 and "src=\"http" not in page
+
+
+def test_a_second_run_does_nothing(copied):
+    begun = time.monotonic()
+    before = {p: p.stat().st_mtime_ns for p in copied.rglob("*") if p.is_file() and p.name != ".lock"}
+    result = command("fincompress", "run", "--profile", "smoke", "--run-dir", copied)
+    assert result.returncode == 0, result.stderr
+    assert "up to date" in result.stdout + result.stderr
+    assert {p: p.stat().st_mtime_ns for p in copied.rglob("*") if p.is_file() and p.name != ".lock"} == before
+
+
+def test_a_parameter_of_05_reruns_what_depends_on_it(copied):
+    result = command("fincompress", "run", "--profile", "smoke", "--run-dir", copied, "-p", "ptq.max_length=100")
+    assert result.returncode == 0, result.stderr
+    told = result.stdout + result.stderr
+    for stage in STAGES[:5] + ("07_pruning",): assert f"{stage}: begun" not in told, told
+    for stage in ("05_ptq", "06_qat", "08_benchmark"):
+        inputs = json.loads((copied/f"stages/{stage}.json").read_text())["inputs"]
+        depends = stage == "05_ptq" or any(path.startswith("checkpoints/student_ptq/") for path in inputs)
+        assert (f"{stage}: begun" in told) == depends, told
+
+
+@pytest.mark.parametrize("stage, more", [("00_data", ["-p", "source", "bundled", "-p", "bundled_sentences", "300"]), ("01_teacher", ["-p", "backbone", "tiny", "-p", "epochs", "1"]),
+                                         ("03_vanilla_kd", ["-p", "epochs", "1"]), ("05_ptq", []), ("08_benchmark", ["-p", "latency_calls", "5", "-p", "bootstrap_samples", "100"])])
+def test_a_stage_by_hand(stage, more, copied, tmp_path):
+    "Plain papermill on one notebook, against a finished run."
+    place = copied/f"stages/{stage}.json"
+    before = json.loads(place.read_text())["finished"], place.stat().st_mtime_ns
+    result = command("papermill", f"nbs/{stage}.ipynb", tmp_path/"executed.ipynb", "-p", "run_dir", copied, *more, "--no-progress-bar", "--cwd", ROOT, "-k", "python3")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert place.stat().st_mtime_ns != before[1]
+
+
+def test_a_stage_by_hand_says_what_to_run_first(tmp_path):
+    result = command("papermill", "nbs/04_intermediate_kd.ipynb", tmp_path/"executed.ipynb", "-p", "run_dir", tmp_path/"empty", "--no-progress-bar", "-k", "python3")
+    assert result.returncode != 0 and "run 00_data first" in result.stderr
