@@ -7,11 +7,12 @@ __all__ = ['NUMBER', 'read_text', 'phrasebank_lines', 'score_label', 'fiqa_entri
            'read_table', 'read_source', 'clean', 'near_duplicate_groups', 'split_sentences', 'leakage_audit',
            'read_split', 'sentences']
 
-# %% ../nbs/00_data.ipynb #37c7a4f4
-import io, json, zipfile
+# %% ../nbs/00_data.ipynb #4f0ac6da
+import io, json, tempfile, zipfile
 from pathlib import Path
 
 import numpy as np, pandas as pd
+from scipy.sparse import vstack
 from scipy.sparse.csgraph import connected_components
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
@@ -129,7 +130,6 @@ def near_duplicate_groups(
     counts = CountVectorizer(ngram_range=(1, 2), binary=True, token_pattern=r"(?u)\w+", dtype=np.float32)
     vectors = normalize(counts.fit_transform(pd.Series(texts).str.replace(r"\d+", "0", regex=True)))
     links = [((vectors[i:i + 1000] @ vectors.T) > cosine) for i in range(0, vectors.shape[0], 1000)]
-    from scipy.sparse import vstack
     return connected_components(vstack(links), directed=False)[1]
 
 # %% ../nbs/00_data.ipynb #fefdab40

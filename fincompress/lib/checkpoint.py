@@ -77,5 +77,5 @@ def fill(
 
 def load_tokenizer(folder):
     "The tokeniser saved in a checkpoint; nothing is looked up outside the folder."
-    from transformers import AutoTokenizer
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    from transformers import PreTrainedTokenizerFast
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)

@@ -23,10 +23,8 @@ def rules(text:str # one rule a line, `name = phrase | phrase || unseen phrase`,
             grammar[name + mark] = tuple([p.strip() for p in part.split('|') if p.strip()] for part in (known, unseen))
     return grammar
 
-# %% ../../nbs/lib/05_corpus.ipynb #26bfff08
-def draw(rng:random.Random, # source of randomness
-         options # a sequence
-        ): # one of them
+# %% ../../nbs/lib/05_corpus.ipynb #569cf987
+def draw(rng:random.Random, options): # one of the options, a sequence
     "Choose evenly, alike in every Python version"
     return options[int(rng.random()*len(options))]
 
@@ -62,7 +60,7 @@ def figures(rng:random.Random # source of randomness
     high = low*(1.15 + rng.random())
     return {'figure+': ([f'{high:.1f}'], []), 'figure-': ([f'{low:.1f}'], [])}
 
-# %% ../../nbs/lib/05_corpus.ipynb #45785e9b
+# %% ../../nbs/lib/05_corpus.ipynb #5bfc79eb
 GRAMMAR = rules('''
 stem = Norvane|Halvorn|Kestrix|Brimvale|Ostavia|Teklund|Marrowby|Solvenna|Grenholt|Quorbit|Lindarex|Palvero|Fenwyck|Aldmere|Tarnquist
 |Skarsund|Dunmarra|Corvessa|Havermond|Bruxby||Morvikka|Astrelle|Kaldune|Wexbrook|Ravenoor|Lumarra|Ifferon|Oakvarn|Jundal
@@ -77,46 +75,44 @@ date = {nonzero} {month}|1{digit} {month}
 month = January|February|March|April|May|June|July|August|September|October|November|December
 year = 2006|2007|2008|2009|2010|2011|2012|2013|2014||2015|2016
 quarter = the first quarter|the second quarter|the third quarter|the fourth quarter|{year}||the first half of {year}
-gain = operating profit|net sales|order intake|revenue|pretax profit|cash flow|market share|productivity|demand|export sales||turnover
-|footfall|bookings|net income|solvency
-burden = operating costs|net debt|credit losses|customer complaints|raw material costs|warranty claims|late deliveries|energy bills
-||overheads|customer churn|bad loans|legal bills|downtime
+gain = operating profit|net sales|order intake|revenue|pretax profit|cash flow|market share|productivity||turnover|footfall|bookings
+|net income
+burden = operating costs|net debt|credit losses|customer complaints|warranty claims|late deliveries||overheads|customer churn|legal bills
+|downtime
 money = operating profit|net sales|order intake|pretax profit|revenue||turnover|net income
 quantity = {gain}|{burden}
 ''')
 
-# %% ../../nbs/lib/05_corpus.ipynb #d21e7f27
+# %% ../../nbs/lib/05_corpus.ipynb #fd991b68
 GRAMMAR |= rules('''
-moved = rose|increased|grew|climbed|went up|jumped|edged up||surged|soared|shot up|crept higher|leapt/ fell|decreased|declined|dropped
-|went down|shrank|edged down||plunged|tumbled|dwindled|slid|crept lower
+moved = rose|increased|grew|climbed|went up||surged|soared|shot up|leapt / fell|decreased|declined|dropped|went down||plunged|tumbled
+|dwindled|slid
 jump = rise|increase|jump|climb||surge|upswing|leap / fall|decrease|decline|drop||slump|plunge|slide
 move = {gain} {+moved}|{gain} {+moved} by {percent}|{gain} {+moved}|{burden} {-moved}
 swing = {+jump} in {gain}|{+jump} in {gain}|{-jump} in {burden}
 widened = widened|grew|deepened||ballooned / narrowed|shrank|eased||contracted
 profit = profit / loss
-event = a EUR {amount} mn order|a dividend increase|a contract extension|a rating upgrade|a court victory|a product approval|a sales record
-|a major new customer||a windfall|a lucrative partnership|a licence renewal|a research breakthrough|a tax refund/ a profit warning
-|a product recall|a dividend cut|job cuts|a rating downgrade|a plant closure|a court defeat|payment problems||a cash crunch|a heavy fine
-|a debt default|a factory fire|a fraud investigation
-plan = raise its dividend|reopen its {city} plant|hire {nonzero}0 engineers||pay a special dividend
-|ramp up output in {city}/ cut its dividend|close its {city} plant|lay off {nonzero}0 people||mothball its {city} plant|shed {nonzero}0 jobs
+event = a EUR {amount} mn order|a dividend increase|a contract extension|a rating upgrade|a court victory|a sales record||a windfall
+|a lucrative partnership|a licence renewal|a research breakthrough|a tax refund / a profit warning|a product recall|a dividend cut|job cuts
+|a rating downgrade|a court defeat|payment problems||a cash crunch|a heavy fine|a debt default|a factory fire|a fraud investigation
+plan = raise its dividend|reopen its {city} plant|hire {nonzero}0 engineers||pay a special dividend / cut its dividend
+|close its {city} plant|lay off {nonzero}0 people||shed {nonzero}0 jobs|mothball its {city} plant
 forwent = missed out on|failed to secure|was denied||let slip|was refused / avoided|escaped|fended off||averted|dodged
 outlook = hopes|expectations||dreams / fears|worries||jitters
 raised = raised|lifted|increased||hiked|bumped up / cut|lowered|reduced||slashed|trimmed
 upgraded = upgraded|recommended|warmed to||talked up / downgraded|turned against|soured on||gave up on
-upshot = the full-year forecast was {+raised}|the dividend was {+raised}|analysts {+upgraded} the share|the year ended with a {+profit}
-||the price target was {+raised}|the share price {+moved}
-kind = strong|good|successful|profitable|promising|record||superb|splendid|stellar|brilliant|lucrative/ weak|poor|difficult|loss-making
-|disappointing|bad||dismal|dreadful|miserable|painful|gloomy
-trait = strong margins|steady dividends|loyal customers|sound finances||skilled engineers|motivated staff/ weak margins|missing dividends
+upshot = the full-year forecast was {+raised}|the dividend was {+raised}|analysts {+upgraded} the share||the price target was {+raised}
+kind = strong|good|profitable|promising|record||superb|splendid|stellar|brilliant / weak|poor|disappointing|bad||dismal|dreadful|miserable
+|painful
+trait = strong margins|steady dividends|loyal customers|sound finances||skilled engineers|motivated staff / weak margins|missing dividends
 |unhappy customers|shaky finances||faulty machines|demoralised staff
 mood = satisfied|happy|pleased||delighted|thrilled|enthusiastic / dissatisfied|unhappy|annoyed||furious|fed up|disillusioned
 idiom = has turned the corner|is firing on all cylinders|is back in the black|has the wind in its sails|is on a roll|has weathered the storm
-|is ahead of the pack||is out of the woods|is going from strength to strength|has struck gold|is back on its feet/ has hit a brick wall
+|is ahead of the pack||is out of the woods|is going from strength to strength|has struck gold|is back on its feet / has hit a brick wall
 |is bleeding cash|is on its knees|is walking on thin ice|is deep in the red|has lost its way|is falling behind the pack||is in dire straits
 |is going from bad to worse|has run aground|is on its last legs
-state = healthy|profitable|safe|in good shape|undervalued|a winner||thriving|solid|a bargain|flourishing/ finished|broke|in trouble
-|in bad shape|overvalued|a failure||doomed|struggling|a lost cause|ailing
+state = healthy|profitable|safe|undervalued|a winner||thriving|solid|a bargain / broke|in trouble|overvalued|a failure||doomed|struggling
+|a lost cause
 ''')
 
 # %% ../../nbs/lib/05_corpus.ipynb #4d9d9e55
@@ -145,10 +141,9 @@ turned_news = {company} is far from {-state}.|{company} no longer expects a {-sw
 |{company} is anything but {-state}, according to its auditors.|The rumour that {company} would {-plan} was wrong: it will {+plan}.
 ''')
 
-# %% ../../nbs/lib/05_corpus.ipynb #ffea65cf
+# %% ../../nbs/lib/05_corpus.ipynb #d27966fb
 GRAMMAR |= rules('''
-paper = profit warning policy|loss prevention handbook|guide to falling prices|growth award rules|crisis drill timetable
-||bankruptcy reading list
+paper = profit warning policy|loss prevention handbook|guide to falling prices|growth award rules||bankruptcy reading list
 fund = Strong Growth|Falling Prices|Safe Profit|Rising Star|Loss Recovery||Turnaround Winners|Soaring Eagle|Distressed Debt
 product = crash barriers|fall-arrest harnesses|loss-prevention software|growth chambers|rising bollards||recovery ropes|damage report forms
 seesaw = {+moved} by {percent} in the first quarter and {-moved} back in the second, leaving the half-year figure unchanged
@@ -163,23 +158,21 @@ neutral_news = {company} will publish its {paper} on {date}.|The {fund} fund of 
 ||It is too early to tell if {company} will {?plan}.|{company} corrected a typing error in the chapter on {quantity} in its {year} report.
 |The chair of {company} lectured on what a {?jump} in {quantity} does to an industry.
 |{company} saw no movement in its {quantity} in {quarter}.|{company} has a new manager for its {fund} fund.
-|Asked if it had seen a {?jump} in {quantity}, {company} gave no answer.
 |{company}'s {money} in {quarter}: EUR {amount} mn (previous year: not stated).
 ''')
 
-# %% ../../nbs/lib/05_corpus.ipynb #0d334a26
+# %% ../../nbs/lib/05_corpus.ipynb #be2b2f44
 GRAMMAR |= rules('''
 crowd = bulls|longs||dip buyers / bears|shorts||short sellers
 option = calls / puts
 trade = buy|go long on|load up on||back / sell|short|dump||bet against
-slang = looks strong|heading higher|a strong buy|to the moon|breaking out|looking great||ripping|printing money|an absolute gem/ looks weak
+slang = looks strong|heading higher|a strong buy|to the moon|breaking out|looking great||ripping|printing money|an absolute gem / looks weak
 |heading lower|a clear sell|into the ground|breaking down|looking awful||toast|a dumpster fire|absolute garbage
-shout = wow|love it|great stuff||yay|what a beauty|brilliant / ouch|hate it|bad stuff||yikes|what a mess|horrible
 tail = imo|lol|!!|#stocks|today||fwiw|folks
 microblog = {+plain_post}|{+plain_post}|{+plain_post}|{+plain_post}|{+plain_post}|{+weighed_post}|{+turned_post}|{+turned_post}
-plain_post = {ticker} {+slang} {tail}|{ticker}: {+event}, {+shout}|{ticker} {+idiom} {tail}|time to {+trade} {ticker} {tail}
-|{ticker} {gain} {+moved}, {+shout}|{ticker} {+state} {tail}|a {+kind} day for {ticker} {tail}|{ticker} {+slang}, {+state}
-||{ticker} numbers are out, {+shout}|{+mood} {ticker} holder here {tail}|{ticker} {+slang} on news of {+event}
+plain_post = {ticker} {+slang} {tail}|{ticker}: {+event} {tail}|{ticker} {+idiom} {tail}|time to {+trade} {ticker} {tail}
+|{ticker} {gain} {+moved} {tail}|{ticker} {+state} {tail}|a {+kind} day for {ticker} {tail}|{ticker} {+slang}, {+state}
+||{ticker} out with {+kind} numbers {tail}|{+mood} {ticker} holder here {tail}|{ticker} {+slang} on news of {+event}
 |everybody on here says {ticker} {+idiom}
 weighed_post = {+crowd} in full control of {ticker} {tail}|{-crowd} getting crushed in {ticker} {tail}|bought {+option} on {ticker} {tail}
 |got rid of my {-option} on {ticker} {tail}|{ticker} was {-figure} last week, {+figure} now
@@ -213,7 +206,7 @@ def sentence(label:int, # 0 negative, 1 neutral, 2 positive
 
 # %% ../../nbs/lib/05_corpus.ipynb #ae2f4be9
 SHARES = .25, .43, .32 # of negative, neutral and positive sentences in every split
-UNSEEN = .45 # chance of an unseen phrase at each slot, outside train
+UNSEEN = .5 # chance of an unseen phrase at each slot, outside train
 
 def write_split(size:int, # sentences
                 rng:random.Random, # source of randomness
@@ -234,8 +227,7 @@ def synthetic_corpus(n:int=3000, # sentences labelled, over the three splits; Va
                      transfer:int=1000 # further sentences whose label is not used
                     ) -> pd.DataFrame: # columns text, label (0 negative, 1 neutral, 2 positive), source ('news', 'microblog'), split
     "Synthetic financial sentences, all written by the grammar of this module; no company in them exists"
-    if n < 100: raise ValueError(f'n={n} sentences are too few for three stratified splits: 100 at least')
-    if transfer < 0: raise ValueError(f'transfer={transfer} sentences: 0 at least')
+    if n < 100 or transfer < 0: raise ValueError(f'need n >= 100 and transfer >= 0 sentences, not n={n}, transfer={transfer}')
     rng, taken, held = random.Random(seed), set(), round(.15*n)
     sizes = dict(train=n - 2*held, val=held, test=held, transfer=transfer)
     return pd.DataFrame([(*row, split) for split, size in sizes.items()

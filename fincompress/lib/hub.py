@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['reach_hub', 'from_hub', 'bounded']
 
-# %% ../../nbs/lib/06_hub.ipynb #af0e816e
-import os, threading, urllib.error, urllib.request
+# %% ../../nbs/lib/06_hub.ipynb #f075da89
+import http.client, os, threading, urllib.error, urllib.request
 
 from .run import RunError
 
@@ -18,7 +18,7 @@ def reach_hub(seconds:float=5.): # time-out of the one attempt
     try: urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=seconds).close()
     except urllib.error.HTTPError as error:
         if error.code >= 500: raise RunError(f"the Hub at {endpoint} answers {error.code} {error.reason}: try again later, or run offline (profile local)") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise RunError(f"the Hub at {endpoint} cannot be reached ({getattr(error, 'reason', error)}): check the connection, set HF_HUB_OFFLINE=1 "
                        "if the files are in the cache, or run offline (profile local, or a local path in place of the Hub's name)") from error
 

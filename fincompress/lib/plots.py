@@ -40,8 +40,9 @@ def class_balance(
 # %% ../../nbs/lib/04_plots.ipynb #fc90cf77
 @styled
 def token_lengths(
-    lengths:dict, # source → word pieces of each sentence
-    limit:int=None # where longer ones are cut
+    lengths:dict, # source → length of each sentence
+    limit:int=None, # where longer ones are cut
+    unit:str="word pieces" # what the lengths count
 ):
     "Distribution of sentence lengths by source."
     figure, ax = plt.subplots(figsize=(7, 2.8))
@@ -54,7 +55,7 @@ def token_lengths(
         ax.axvline(limit, color="#444444", linestyle=(0, (4, 3)), linewidth=1.1)
         ax.text(limit, 0.98, f" cut at {limit} ", transform=ax.get_xaxis_transform(), va="top", ha="right")
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set(xlabel="word pieces a sentence", ylabel="share of the sentences")
+    ax.set(xlabel=f"{unit} a sentence", ylabel="share of the sentences")
     figure.legend(loc="outside upper center", ncols=2)
     return figure
 

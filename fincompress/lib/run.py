@@ -85,13 +85,16 @@ def _without_docstrings(tree):
             node.body = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) and isinstance(s.value.value, str))]
     return tree
 
-def _imported_files(tree, root:Path):
+def _imported_files(tree, root:Path, folder:Path): # `folder`: where the code stands, for relative imports
     "The files of this project's modules that a syntax tree imports."
     for node in ast.walk(tree):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        for name in names:
-            file = root/Path(*name.split(".")).with_suffix(".py")
-            if name.startswith("fincompress.") and file.is_file(): yield file
+        if isinstance(node, ast.Import): paths = [root/Path(*a.name.split(".")) for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [folder, *folder.parents][node.level - 1] if node.level else root
+            module = base/Path(*(node.module or "").split("."))
+            paths = [module, *(module/a.name for a in node.names)] # `from package import module` as well
+        else: continue
+        yield from (path.with_suffix(".py") for path in paths if (root/"fincompress") in path.parents and path.with_suffix(".py").is_file())
 
 def source_digest(
     notebook, # path of a notebook
@@ -99,12 +102,12 @@ def source_digest(
 ) -> str: # hexadecimal; the same as long as comments, docstrings and prose are all that changed
     "Digest of a notebook's code and of all modules of this project that it uses, directly or not."
     root, done = root or project_root(), {}
-    todo = [("notebook", "\n".join(code_cells(notebook)))]
+    todo = [(Path("notebook"), "\n".join(code_cells(notebook)))]
     while todo:
-        name, source = todo.pop()
+        path, source = todo.pop()
         tree = _without_docstrings(ast.parse(source))
-        done[name] = ast.dump(tree)
-        todo += [(file.name, file.read_text(encoding="utf-8")) for file in _imported_files(tree, root) if file.name not in done]
+        done[path.as_posix()] = ast.dump(tree)
+        todo += [(file.relative_to(root), file.read_text(encoding="utf-8")) for file in _imported_files(tree, root, root/path.parent) if file.relative_to(root).as_posix() not in done]
     return digest(done)
 
 # %% ../../nbs/lib/00_run.ipynb #11da33f6

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cross_entropy', 'warmup_decay', 'save_state', 'load_state', 'Progress', 'evaluate', 'train_epoch', 'fit']
 
-# %% ../../nbs/lib/02_training.ipynb #436ea97b
+# %% ../../nbs/lib/02_training.ipynb #c27765b3
 import json, os, time
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sklearn.metrics import f1_score
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .batches import Sentences, batches, device, predict, to_device
 from .run import RunError, atomic_path, digest, write_csv

@@ -1,0 +1,121 @@
+"""A stand-in for the Hugging Face Hub on 127.0.0.1: two data sets with invented sentences, a tiny FinBERT, and servers that fail."""
+import contextlib, hashlib, io, json, socket, threading, urllib.parse, zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+AGREED = [("Åkerlund Oyj's profit rose to 7 mn euro", "positive"), ("Write to orders@example.com for the pump list", "neutral"),
+          ("Fictional Café closed two shops at a loss", "negative"), ("Nordwind doubled its order book", "positive")]
+DOUBTFUL = [("Brick & Söhne may sell its quay", "neutral"), ("Margins at Quarrystone thinned a little", "negative")]
+HEADER = "sentence,snippets,target,sentiment_score,aspects,format,label\n"
+FIQA = {"train.csv": ["Zebrafone jumps after a bold forecast,\"['jumps']\",Zebrafone,0.71,\"['Stock/Price']\",headline,2",
+                      "Zebrafone jumps while Kettleworks sinks,\"['sinks']\",Kettleworks,-0.64,\"['Stock/Price']\",post,0",
+                      "Zebrafone jumps while Kettleworks sinks,\"['jumps']\",Zebrafone,0.5,\"['Stock/Price']\",post,2"],
+        "validation.csv": ["Kettleworks names a new auditor,['names'],Kettleworks,0.05,['Corporate'],headline,1"],
+        "test.csv": ["Traders shun Kettleworks,['shun'],Kettleworks,-0.33,['Stock'],post,0"]}
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"), "profit", "loss", "rose", "fell"]
+SHAPE = dict(vocab_size=len(PIECES), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64)
+
+
+def phrasebank_archive() -> bytes:
+    "The archive of takala/financial_phrasebank, as far as it is read: Latin-1, one `sentence@label` a line."
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, rows in (("AllAgree", AGREED), ("50Agree", DOUBTFUL)):
+            archive.writestr(f"FinancialPhraseBank-v1.0/Sentences_{name}.txt", "".join(f"{text}@{label}\r\n" for text, label in rows).encode("latin-1"))
+        archive.writestr("FinancialPhraseBank-v1.0/README.txt", "An invented archive.")
+        archive.writestr("__MACOSX/FinancialPhraseBank-v1.0/._README.txt", b"\0\5\26\7")
+    return buffer.getvalue()
+
+
+def finbert_files() -> dict[str, bytes]:
+    "What ProsusAI/finbert consists of: its label order, a `.bin`, a vocab.txt, neither safetensors nor tokenizer.json."
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+    torch.manual_seed(5)
+    model = BertForSequenceClassification(BertConfig(**SHAPE, num_labels=3))
+    torch.nn.init.normal_(model.classifier.weight), torch.nn.init.normal_(model.classifier.bias)
+    weights = io.BytesIO()
+    torch.save(dict(model.state_dict()), weights)
+    names = ["positive", "negative", "neutral"]
+    config = dict(architectures=["BertForSequenceClassification"], model_type="bert", **SHAPE, hidden_act="gelu", layer_norm_eps=1e-12, type_vocab_size=2, pad_token_id=0,
+                  hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, initializer_range=0.02, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
+    special = {f"{kind}_token": f"[{kind.upper()}]" for kind in ("unk", "sep", "pad", "cls", "mask")}
+    return {"config.json": json.dumps(config).encode(), "vocab.txt": ("\n".join(PIECES) + "\n").encode(), "pytorch_model.bin": weights.getvalue(),
+            "tokenizer_config.json": json.dumps(dict(do_lower_case=True, model_max_length=512, **special)).encode(), "special_tokens_map.json": json.dumps(special).encode()}
+
+
+def everything() -> dict[str, dict[str, bytes]]: # repository (data sets begin with "datasets/") → file → content
+    "The repositories of a Hub in good order."
+    return {"datasets/takala/financial_phrasebank": {"data/FinancialPhraseBank-v1.0.zip": phrasebank_archive()},
+            "datasets/pauri32/fiqa-2018": {name: (HEADER + "\n".join(rows) + "\n").encode() for name, rows in FIQA.items()},
+            "ProsusAI/finbert": finbert_files()}
+
+
+class Hub(BaseHTTPRequestHandler):
+    "The Hub's routes that its libraries ask for: files, a repository's facts, its tree, and facts of some paths."
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_): pass
+
+    def answer(self, content=b"", status=200, kind="application/octet-stream", **headers):
+        self.send_response(status)
+        for name, value in {"content-length": len(content), "content-type": kind, **headers}.items(): self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        if self.command != "HEAD": self.wfile.write(content)
+
+    def json(self, value): self.answer(json.dumps(value).encode(), kind="application/json")
+
+    def missing(self, code): self.answer(b'{"error": "not found"}', 404, "application/json", x_error_code=code)
+
+    def facts(self, files, name): return dict(type="file", path=name, size=len(files[name]), oid=hashlib.sha1(files[name]).hexdigest())
+
+    def route(self):
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).strip("/")
+        self.server.asked.append((self.command, path))
+        if self.server.status != 200: return self.answer(b"busy", self.server.status)
+        if not path: return self.answer(b"a stand-in")
+        repository = next((name for name in self.server.repositories if f"{path}/".startswith((f"{name}/", f"api/{name}/", f"api/models/{name}/"))), None)
+        if repository is None: return self.missing("RepoNotFound")
+        files, rest = self.server.repositories[repository], path.partition(repository)[2].strip("/")
+        what, _, where = rest.partition("/")
+        folder = where.partition("/")[2]
+        if what == "resolve":
+            if folder not in files: return self.missing("EntryNotFound")
+            return self.answer(files[folder], etag=f'"{hashlib.sha1(files[folder]).hexdigest()}"', x_repo_commit=REVISION, accept_ranges="bytes")
+        if what == "tree":
+            found = [self.facts(files, name) for name in files if name.startswith(f"{folder}/" if folder else "")]
+            return self.json(found) if found else self.missing("EntryNotFound")
+        if what == "paths-info":
+            wanted = json.loads(body)["paths"] if body.startswith(b"{") else urllib.parse.parse_qs(body.decode())["paths"]
+            return self.json([self.facts(files, name) for name in files if name in wanted])
+        if what in ("", "revision"):
+            name = repository.removeprefix("datasets/")
+            return self.json(dict(_id="0", id=name, modelId=name, sha=REVISION, private=False, gated=False, disabled=False, tags=[], downloads=0, likes=0,
+                                  lastModified="2024-01-01T00:00:00.000Z", createdAt="2024-01-01T00:00:00.000Z", siblings=[{"rfilename": f} for f in files]))
+        self.missing("EntryNotFound")
+
+    do_GET = do_HEAD = do_POST = route
+
+
+@contextlib.contextmanager
+def hub(repositories=None, status=200):
+    "A Hub with these repositories, or one that gives every request the same status. Yields the server: `.url`, and `.asked`, the requests so far."
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.repositories, server.status, server.asked, server.daemon_threads = repositories or {}, status, [], True
+    server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.05))
+    thread.start()
+    try: yield server
+    finally: server.shutdown(), thread.join(), server.server_close()
+
+
+@contextlib.contextmanager
+def listener(backlog=8):
+    "The address of a port that accepts connections and never says a word."
+    with socket.create_server(("127.0.0.1", 0), backlog=backlog) as server: yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def closed_port() -> str:
+    "The address of a port that nobody listens on."
+    with socket.create_server(("127.0.0.1", 0)) as server: return f"http://127.0.0.1:{server.getsockname()[1]}"
