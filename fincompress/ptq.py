@@ -61,7 +61,7 @@ def int8_linear(x, weight, scale, bias): # [..., in]; int8 [out, in]; [out]; [ou
 def pack(weight, scale, bias): # int8 [out, in]; [out]; [out]
     "Weights in the order that FBGEMM's int8 kernel wants; None where PyTorch has no FBGEMM."
     if "fbgemm" not in torch.backends.quantized.supported_engines:
-        warnings.warn("this PyTorch has no FBGEMM, so int8 layers compute in float: their answers are right, their speed is not that of int8", stacklevel=2)
+        warnings.warn("this PyTorch has no FBGEMM: int8 layers compute in float, with the right answers but without the speed", stacklevel=2)
         return None
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
@@ -113,14 +113,16 @@ def save_int8(
 ):
     "Write a quantised encoder as a checkpoint; weights and biases count as parameters, scales do not."
     tensors = model.state_dict()
-    config = dict(model_type="fincompress-int8", encoder=to_bert_config(model.config), float_layers=[n for n, part in model.named_modules() if isinstance(part, nn.Linear)])
+    float_layers = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    config = dict(model_type="fincompress-int8", encoder=to_bert_config(model.config), float_layers=float_layers)
     count = sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith(".scale"))
     return save_checkpoint(folder, {to_bert_name(k): v for k, v in tensors.items()}, config, num_parameters=count, **record)
 
 def load_int8(folder) -> SentimentEncoder: # on the CPU, in evaluation mode
     "Read a quantised encoder from a checkpoint, verified and strict."
     config, tensors = load_checkpoint(folder)
-    if config["model_type"] != "fincompress-int8": raise RunError(f"{folder} holds a {config['model_type']}, no int8 model: give a checkpoint of 05_ptq or 06_qat")
+    kind = config.get("model_type")
+    if kind != "fincompress-int8": raise RunError(f"{folder} holds a {kind}, no int8 model: give a checkpoint of 05_ptq or 06_qat")
     model = SentimentEncoder(from_bert_config(config["encoder"]))
     small = quantize(model, [name for name in linear_layers(model) if name not in config["float_layers"]])
     return fill(small, from_bert_names(tensors), f"{folder}/model.safetensors")
@@ -128,7 +130,9 @@ def load_int8(folder) -> SentimentEncoder: # on the CPU, in evaluation mode
 # %% ../nbs/05_ptq.ipynb #6774a505
 def bytes_by_kind(folder) -> dict: # kind → bytes on disk; together the size of the checkpoint
     "What embeddings, matrices, scales and everything else take on disk in an encoder's checkpoint."
-    def kind(name, tensor): return "embeddings" if name.startswith("embeddings") else "scales" if name.endswith(".scale") else "matrices" if tensor.ndim == 2 else "biases and norms"
+    def kind(name, tensor):
+        if name.startswith("embeddings"): return "embeddings"
+        return "scales" if name.endswith(".scale") else "matrices" if tensor.ndim == 2 else "biases and norms"
     sizes = dict.fromkeys(("embeddings", "matrices", "scales", "biases and norms"), 0)
     for name, tensor in from_bert_names(load_checkpoint(folder)[1]).items(): sizes[kind(name, tensor)] += tensor.nbytes
     return {**sizes, "tokeniser, configuration, headers": folder_size(folder) - sum(sizes.values())}
@@ -148,7 +152,8 @@ def sensitivity(model, sentences) -> pd.DataFrame: # block, val_macro_f1, delta_
     exact, size = predict(model, sentences), lambda model: sum(t.nbytes for t in model.state_dict().values())
     def row(block, layers):
         small = quantize(model, layers)
-        logits, f1 = predict(small, sentences), lambda logits: scores(sentences.labels, logits)["macro_f1"]
-        return dict(block=block, val_macro_f1=f1(logits), delta_macro_f1=f1(logits) - f1(exact), agreement=agreement(predicted(logits), predicted(exact)),
+        logits = predict(small, sentences)
+        f1, f1_float = (scores(sentences.labels, each)["macro_f1"] for each in (logits, exact))
+        return dict(block=block, val_macro_f1=f1, delta_macro_f1=f1 - f1_float, agreement=agreement(predicted(logits), predicted(exact)),
                     mean_logit_change=(logits - exact).abs().mean().item(), bytes_saved=size(model) - size(small))
     return pd.DataFrame([row(*block) for block in blocks(model).items()])

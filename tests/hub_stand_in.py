@@ -13,32 +13,44 @@ FIQA = {"train.csv": ["Zebrafone jumps after a bold forecast,\"['jumps']\",Zebra
         "validation.csv": ["Kettleworks names a new auditor,['names'],Kettleworks,0.05,['Corporate'],headline,1"],
         "test.csv": ["Traders shun Kettleworks,['shun'],Kettleworks,-0.33,['Stock'],post,0"]}
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"), "profit", "loss", "rose", "fell"]
+FINBERT_LABELS = ("positive", "negative", "neutral")
 SHAPE = dict(vocab_size=len(PIECES), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64)
 
 
-def phrasebank_archive() -> bytes:
+def phrasebank_archive(agreed=AGREED, doubtful=DOUBTFUL) -> bytes:
     "The archive of takala/financial_phrasebank, as far as it is read: Latin-1, one `sentence@label` a line."
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name, rows in (("AllAgree", AGREED), ("50Agree", DOUBTFUL)):
+        for name, rows in (("AllAgree", agreed), ("50Agree", doubtful)):
             archive.writestr(f"FinancialPhraseBank-v1.0/Sentences_{name}.txt", "".join(f"{text}@{label}\r\n" for text, label in rows).encode("latin-1"))
         archive.writestr("FinancialPhraseBank-v1.0/README.txt", "An invented archive.")
         archive.writestr("__MACOSX/FinancialPhraseBank-v1.0/._README.txt", b"\0\5\26\7")
     return buffer.getvalue()
 
 
-def finbert_files() -> dict[str, bytes]:
-    "What ProsusAI/finbert consists of: its label order, a `.bin`, a vocab.txt, neither safetensors nor tokenizer.json."
+def fiqa_files() -> dict[str, bytes]:
+    "The three tables of pauri32/fiqa-2018."
+    return {name: (HEADER + "\n".join(rows) + "\n").encode() for name, rows in FIQA.items()}
+
+
+def finbert():
+    "A tiny random BERT in ProsusAI/finbert's shape; its outputs are positive, negative, neutral, in this order."
     import torch
     from transformers import BertConfig, BertForSequenceClassification
     torch.manual_seed(5)
-    model = BertForSequenceClassification(BertConfig(**SHAPE, num_labels=3))
+    model = BertForSequenceClassification(BertConfig(**SHAPE, num_labels=len(FINBERT_LABELS))).eval()
     torch.nn.init.normal_(model.classifier.weight), torch.nn.init.normal_(model.classifier.bias)
+    return model
+
+
+def finbert_files() -> dict[str, bytes]:
+    "What ProsusAI/finbert consists of: its label order, a `.bin`, a vocab.txt, neither safetensors nor tokenizer.json."
+    import torch
     weights = io.BytesIO()
-    torch.save(dict(model.state_dict()), weights)
-    names = ["positive", "negative", "neutral"]
+    torch.save(dict(finbert().state_dict()), weights)
     config = dict(architectures=["BertForSequenceClassification"], model_type="bert", **SHAPE, hidden_act="gelu", layer_norm_eps=1e-12, type_vocab_size=2, pad_token_id=0,
-                  hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, initializer_range=0.02, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
+                  hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, initializer_range=0.02,
+                  id2label=dict(enumerate(FINBERT_LABELS)), label2id={name: i for i, name in enumerate(FINBERT_LABELS)})
     special = {f"{kind}_token": f"[{kind.upper()}]" for kind in ("unk", "sep", "pad", "cls", "mask")}
     return {"config.json": json.dumps(config).encode(), "vocab.txt": ("\n".join(PIECES) + "\n").encode(), "pytorch_model.bin": weights.getvalue(),
             "tokenizer_config.json": json.dumps(dict(do_lower_case=True, model_max_length=512, **special)).encode(), "special_tokens_map.json": json.dumps(special).encode()}
@@ -46,9 +58,8 @@ def finbert_files() -> dict[str, bytes]:
 
 def everything() -> dict[str, dict[str, bytes]]: # repository (data sets begin with "datasets/") → file → content
     "The repositories of a Hub in good order."
-    return {"datasets/takala/financial_phrasebank": {"data/FinancialPhraseBank-v1.0.zip": phrasebank_archive()},
-            "datasets/pauri32/fiqa-2018": {name: (HEADER + "\n".join(rows) + "\n").encode() for name, rows in FIQA.items()},
-            "ProsusAI/finbert": finbert_files()}
+    archive = {"data/FinancialPhraseBank-v1.0.zip": phrasebank_archive()}
+    return {"datasets/takala/financial_phrasebank": archive, "datasets/pauri32/fiqa-2018": fiqa_files(), "ProsusAI/finbert": finbert_files()}
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -57,7 +68,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def log_message(self, *_): pass
 
-    def answer(self, content=b"", status=200, kind="application/octet-stream", **headers):
+    def answer(self, content, status=200, kind="application/octet-stream", **headers):
         self.send_response(status)
         for name, value in {"content-length": len(content), "content-type": kind, **headers}.items(): self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
@@ -73,8 +84,10 @@ class Hub(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).strip("/")
         self.server.asked.append((self.command, path))
-        if self.server.status != 200: return self.answer(b"busy", self.server.status)
+        if self.server.mood == "busy": return self.answer(b"busy", 503)
+        if self.server.mood == "foreign": return self.wfile.write(b"220 mail.example.com ready\r\n")
         if not path: return self.answer(b"a stand-in")
+        if self.server.mood == "silent": return self.server.stopped.wait(60)
         repository = next((name for name in self.server.repositories if f"{path}/".startswith((f"{name}/", f"api/{name}/", f"api/models/{name}/"))), None)
         if repository is None: return self.missing("RepoNotFound")
         files, rest = self.server.repositories[repository], path.partition(repository)[2].strip("/")
@@ -99,23 +112,23 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def hub(repositories=None, status=200):
-    "A Hub with these repositories, or one that gives every request the same status. Yields the server: `.url`, and `.asked`, the requests so far."
+def hub(repositories=None, mood="good"):
+    "A Hub with these repositories; or one that is busy (503), foreign (speaks no HTTP), or silent (greets, and then sends no file). Yields its server."
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.repositories, server.status, server.asked, server.daemon_threads = repositories or {}, status, [], True
+    server.repositories, server.mood, server.asked, server.stopped, server.daemon_threads = repositories or {}, mood, [], threading.Event(), True
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.05))
     thread.start()
     try: yield server
-    finally: server.shutdown(), thread.join(), server.server_close()
+    finally: server.stopped.set(), server.shutdown(), thread.join(), server.server_close()
 
 
 @contextlib.contextmanager
-def listener(backlog=8):
+def hanging_port():
     "The address of a port that accepts connections and never says a word."
-    with socket.create_server(("127.0.0.1", 0), backlog=backlog) as server: yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as server: yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 def closed_port() -> str:
     "The address of a port that nobody listens on."
-    with socket.create_server(("127.0.0.1", 0)) as server: return f"http://127.0.0.1:{server.getsockname()[1]}"
+    with hanging_port() as url: return url

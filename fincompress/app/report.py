@@ -102,11 +102,11 @@ def floor_sentence(run_dir) -> str:
     means = pd.read_csv(Path(run_dir)/"results/benchmark_results.csv").groupby("variant", sort=False).mean(numeric_only=True)
     if "baseline_tfidf" not in means.index: return "This run has no floor: the variant baseline_tfidf is not among its results."
     floor, rest = means.loc["baseline_tfidf"], means.drop(index=["baseline_tfidf", "teacher"], errors="ignore")
-    clear, above = rest.test_macro_f1_low > floor.test_macro_f1, rest.test_macro_f1 > floor.test_macro_f1
+    clear, above = rest.delta_macro_f1_vs_floor_low > 0, rest.test_macro_f1 > floor.test_macro_f1
     names = lambda wanted: ", ".join(rest.index[wanted]) or "none"
     return (f"The floor is baseline_tfidf, a linear model on TF-IDF features: {floor.test_macro_f1:.3f} macro-F1 at {floor.latency_ms_p50:.2f} ms "
             f"and {floor.size_bytes / 1e6:.1f} MB. A compressed model that does not beat it is not worth deploying. "
-            f"Above it with the whole interval: {names(clear)}. Above it, but with the floor inside the interval: {names(above & ~clear)}. "
+            f"Above it with the whole interval of the paired difference: {names(clear)}. Above it, but with zero inside that interval: {names(above & ~clear)}. "
             f"Not above it: {names(~above)}.")
 
 # %% ../../nbs/app/01_report.ipynb #5634b9a3

@@ -115,9 +115,9 @@ state = healthy|profitable|safe|undervalued|a winner||thriving|solid|a bargain /
 |a lost cause
 ''')
 
-# %% ../../nbs/lib/05_corpus.ipynb #4d9d9e55
+# %% ../../nbs/lib/05_corpus.ipynb #cd7997a9
 GRAMMAR |= rules('''
-news = {+plain_news}|{+plain_news}|{+plain_news}|{+plain_news}|{+plain_news}|{+weighed_news}|{+turned_news}|{+turned_news}
+news = {+plain_news}|{+plain_news}|{+plain_news}|{+plain_news}|{+plain_news}|{+weighed_news}|{+turned_news}
 plain_news = {company} had a {+kind} start to {year}.|{company} had a {+kind} {year} with {+event} and {+trait}.
 |{company} is known for its {+trait}.|{company} announced {+event} on {date}.|{company} {+idiom}, analysts say.
 |{company} {+idiom} after {+event}.|{company} will probably {+plan} in {year}.|At {company}, {+upshot}.
@@ -126,9 +126,9 @@ plain_news = {company} had a {+kind} start to {year}.|{company} had a {+kind} {y
 |{company} reported a {+jump} in {gain} for {quarter}.||{date} saw {+event} for {company}.|Auditors find {company} {+state}.
 |{company} looks back on a {+kind} {year}.|An inspection of {company} found {+trait}.|According to its chair, {company} {+idiom}.
 |Partners of {company} are {+mood}.|For {company}, {quarter} brought {+event}.
-weighed_news = {company}'s {burden} {-moved} by {percent} in {quarter}.|{company} reported a {-jump} in {burden} for {quarter}.
-|{company}'s net loss {-widened} to EUR {-figure} mn from EUR {+figure} mn.
+weighed_news = {company}'s {burden} {-moved} in {quarter}.|{company} reported a {-jump} in {burden} for {quarter}.
 |{company} swung from a {-profit} to a {+profit} of EUR {amount} mn.
+|{company}'s net loss {-widened} to EUR {-figure} mn from EUR {+figure} mn.
 |{company}'s {money} totalled EUR {+figure} mn in {quarter}, compared to EUR {-figure} mn a year earlier.
 ||{company}'s {money} in {quarter}: EUR {+figure} mn (previous year: EUR {-figure} mn).|{quarter} brought {company} a {-jump} in {burden}.
 turned_news = {company} is far from {-state}.|{company} no longer expects a {-swing} in {quarter}.|The {-swing} at {company} came to an end.
@@ -141,27 +141,28 @@ turned_news = {company} is far from {-state}.|{company} no longer expects a {-sw
 |{company} is anything but {-state}, according to its auditors.|The rumour that {company} would {-plan} was wrong: it will {+plan}.
 ''')
 
-# %% ../../nbs/lib/05_corpus.ipynb #d27966fb
+# %% ../../nbs/lib/05_corpus.ipynb #3dbfbc42
 GRAMMAR |= rules('''
 paper = profit warning policy|loss prevention handbook|guide to falling prices|growth award rules||bankruptcy reading list
+edit = publish|translate|reword|reprint|shorten||proofread|update
+clerk = auditor|archivist|secretary|interpreter|manager for its {fund} fund||librarian|receptionist
 fund = Strong Growth|Falling Prices|Safe Profit|Rising Star|Loss Recovery||Turnaround Winners|Soaring Eagle|Distressed Debt
 product = crash barriers|fall-arrest harnesses|loss-prevention software|growth chambers|rising bollards||recovery ropes|damage report forms
 seesaw = {+moved} by {percent} in the first quarter and {-moved} back in the second, leaving the half-year figure unchanged
-neutral_news = {company} will publish its {paper} on {date}.|The {fund} fund of {company} has its office in {city}.
-|{company} will say on {date} whether its {quantity} {?moved}.
+neutral_news = {company} will {edit} its {paper} on {date}.|{company} named a new {clerk} on {date}.
+|The {fund} fund of {company} has its office in {city}.|{company} will say on {date} whether its {quantity} {?moved}.
 |{company}'s {money} totalled EUR {amount} mn in {quarter}, the same as a year earlier.|{company}'s {quantity} {?seesaw}.
 |{company} delivers {product} to {city}.|{company} has EUR {amount} mn in A shares and EUR {amount} mn in B shares.
 |Analysts are divided over whether {company} will see a {?jump} in {quantity}.|{company} neither raised nor cut its forecast for {year}.
 |Should it see a {?jump} in {quantity}, {company} must inform the exchange.|There was no change in {quantity} at {company} in {quarter}.
-|A seminar in {city} explains how firms such as {company} account for {?event}.|{company} has its {quantity} audited every {month}.
-|The board of {company} decides on {date} whether to {?plan}.|{company} named a new auditor on {date}.
-||It is too early to tell if {company} will {?plan}.|{company} corrected a typing error in the chapter on {quantity} in its {year} report.
-|The chair of {company} lectured on what a {?jump} in {quantity} does to an industry.
-|{company} saw no movement in its {quantity} in {quarter}.|{company} has a new manager for its {fund} fund.
-|{company}'s {money} in {quarter}: EUR {amount} mn (previous year: not stated).
+|{company}'s {quantity} stayed the same in {quarter}.|A seminar in {city} explains how firms such as {company} account for {?event}.
+|{company} has its {quantity} audited every {month}.|The board of {company} decides on {date} whether to {?plan}.
+||It is too early to tell if {company} will {?plan}.|The chair of {company} lectured on what a {?jump} in {quantity} does to an industry.
+|{company} saw no movement in its {quantity} in {quarter}.|A printer in {city} will {edit} the {paper} of {company}.
+|The {clerk} of {company} moved to {city} on {date}.|{company}'s {money} in {quarter}: EUR {amount} mn (previous year: the same).
 ''')
 
-# %% ../../nbs/lib/05_corpus.ipynb #be2b2f44
+# %% ../../nbs/lib/05_corpus.ipynb #d67464cd
 GRAMMAR |= rules('''
 crowd = bulls|longs||dip buyers / bears|shorts||short sellers
 option = calls / puts
@@ -169,14 +170,14 @@ trade = buy|go long on|load up on||back / sell|short|dump||bet against
 slang = looks strong|heading higher|a strong buy|to the moon|breaking out|looking great||ripping|printing money|an absolute gem / looks weak
 |heading lower|a clear sell|into the ground|breaking down|looking awful||toast|a dumpster fire|absolute garbage
 tail = imo|lol|!!|#stocks|today||fwiw|folks
-microblog = {+plain_post}|{+plain_post}|{+plain_post}|{+plain_post}|{+plain_post}|{+weighed_post}|{+turned_post}|{+turned_post}
+microblog = {+plain_post}|{+plain_post}|{+plain_post}|{+plain_post}|{+plain_post}|{+weighed_post}|{+turned_post}
 plain_post = {ticker} {+slang} {tail}|{ticker}: {+event} {tail}|{ticker} {+idiom} {tail}|time to {+trade} {ticker} {tail}
 |{ticker} {gain} {+moved} {tail}|{ticker} {+state} {tail}|a {+kind} day for {ticker} {tail}|{ticker} {+slang}, {+state}
 ||{ticker} out with {+kind} numbers {tail}|{+mood} {ticker} holder here {tail}|{ticker} {+slang} on news of {+event}
 |everybody on here says {ticker} {+idiom}
-weighed_post = {+crowd} in full control of {ticker} {tail}|{-crowd} getting crushed in {ticker} {tail}|bought {+option} on {ticker} {tail}
+weighed_post = {+crowd} in full control of {ticker} {tail}|{-crowd} getting crushed in {ticker} {tail}|{ticker} {burden} {-moved} {tail}
 |got rid of my {-option} on {ticker} {tail}|{ticker} was {-figure} last week, {+figure} now
-||{ticker} from {-figure} to {+figure} in three days|so much for the {-crowd} in {ticker}
+||{ticker} from {-figure} to {+figure} in three days|so much for the {-crowd} in {ticker}|{ticker} with a {-jump} in {burden} {tail}
 turned_post = the {-crowd} were wrong about {ticker} {tail}|everyone said {ticker} was {-state}. wrong.|{ticker} is far from {-state} {tail}
 |don't let anyone tell you {ticker} is {-state}|{ticker} {-move}, but {+upshot}|{ticker} no {-event} after all
 |thought {ticker} was {-state} but {+upshot}|wouldn't {-trade} {ticker} here {tail}||whoever called {ticker} {-state} owes me a beer

@@ -76,7 +76,7 @@ class Progress:
 
     def step(self, epoch:int, step:int):
         "One batch is done; tells it outside every two seconds. The end of an epoch is told after its evaluation."
-        self.first = self.first or epoch*self.steps
+        if self.first is None: self.first = epoch*self.steps + step - 1
         self.bar.n = epoch*self.steps + step
         self.bar.update(0)
         if self.file and step < self.steps and time.monotonic() - self.told > 2: self.tell(epoch, step)
@@ -130,7 +130,7 @@ def fit(model, # trained in place; ends with the weights of its best epoch
     where = device()
     trained = nn.ModuleList([model, *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]).to(where)
     steps = -(-len(train)//batch_size)
-    optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=learning_rate, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=learning_rate, weight_decay=weight_decay, fused=True)
     scaler = torch.amp.GradScaler(where.type, enabled=where.type == "cuda")
     key = digest([key, epochs, learning_rate, batch_size, seed, warmup, weight_decay, clip, patience, len(train), len(val)])
     torch.manual_seed(seed)
