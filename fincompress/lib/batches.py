@@ -39,7 +39,7 @@ class Sentences(Dataset):
 def _grouped(lengths, batch_size:int, generator) -> list[list[int]]:
     "Row numbers in batches of similar length; `generator` None sorts everything."
     order = list(range(len(lengths)))
-    chunk = len(order) if generator is None else 50*batch_size
+    chunk = len(order) if generator is None else 8*batch_size
     if generator: generator.shuffle(order)
     chunks = [sorted(order[i:i + chunk], key=lambda row: lengths[row]) for i in range(0, len(order), chunk)]
     groups = [c[i:i + batch_size] for c in chunks for i in range(0, len(c), batch_size)]

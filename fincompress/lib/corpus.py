@@ -60,7 +60,7 @@ def figures(rng:random.Random # source of randomness
     high = low*(1.15 + rng.random())
     return {'figure+': ([f'{high:.1f}'], []), 'figure-': ([f'{low:.1f}'], [])}
 
-# %% ../../nbs/lib/05_corpus.ipynb #5bfc79eb
+# %% ../../nbs/lib/05_corpus.ipynb #fbb9e166
 GRAMMAR = rules('''
 stem = Norvane|Halvorn|Kestrix|Brimvale|Ostavia|Teklund|Marrowby|Solvenna|Grenholt|Quorbit|Lindarex|Palvero|Fenwyck|Aldmere|Tarnquist
 |Skarsund|Dunmarra|Corvessa|Havermond|Bruxby||Morvikka|Astrelle|Kaldune|Wexbrook|Ravenoor|Lumarra|Ifferon|Oakvarn|Jundal
@@ -75,18 +75,15 @@ date = {nonzero} {month}|1{digit} {month}
 month = January|February|March|April|May|June|July|August|September|October|November|December
 year = 2006|2007|2008|2009|2010|2011|2012|2013|2014||2015|2016
 quarter = the first quarter|the second quarter|the third quarter|the fourth quarter|{year}||the first half of {year}
-gain = operating profit|net sales|order intake|revenue|pretax profit|cash flow|market share|productivity||turnover|footfall|bookings
-|net income
-burden = operating costs|net debt|credit losses|customer complaints|warranty claims|late deliveries||overheads|customer churn|legal bills
-|downtime
+gain = operating profit|net sales|order intake|revenue|pretax profit|cash flow|market share||turnover|footfall|bookings|net income
+burden = operating costs|net debt|credit losses|customer complaints|late deliveries||overheads|customer churn|legal bills|downtime
 money = operating profit|net sales|order intake|pretax profit|revenue||turnover|net income
 quantity = {gain}|{burden}
 ''')
 
-# %% ../../nbs/lib/05_corpus.ipynb #fd991b68
+# %% ../../nbs/lib/05_corpus.ipynb #a7335322
 GRAMMAR |= rules('''
-moved = rose|increased|grew|climbed|went up||surged|soared|shot up|leapt / fell|decreased|declined|dropped|went down||plunged|tumbled
-|dwindled|slid
+moved = rose|increased|grew|climbed|went up||surged|soared|shot up|leapt / fell|decreased|declined|dropped|went down||plunged|tumbled|slid
 jump = rise|increase|jump|climb||surge|upswing|leap / fall|decrease|decline|drop||slump|plunge|slide
 move = {gain} {+moved}|{gain} {+moved} by {percent}|{gain} {+moved}|{burden} {-moved}
 swing = {+jump} in {gain}|{+jump} in {gain}|{-jump} in {burden}
@@ -102,8 +99,7 @@ outlook = hopes|expectations||dreams / fears|worries||jitters
 raised = raised|lifted|increased||hiked|bumped up / cut|lowered|reduced||slashed|trimmed
 upgraded = upgraded|recommended|warmed to||talked up / downgraded|turned against|soured on||gave up on
 upshot = the full-year forecast was {+raised}|the dividend was {+raised}|analysts {+upgraded} the share||the price target was {+raised}
-kind = strong|good|profitable|promising|record||superb|splendid|stellar|brilliant / weak|poor|disappointing|bad||dismal|dreadful|miserable
-|painful
+kind = strong|good|profitable|record||superb|splendid|stellar|brilliant / weak|poor|disappointing|bad||dismal|dreadful|miserable|painful
 trait = strong margins|steady dividends|loyal customers|sound finances||skilled engineers|motivated staff / weak margins|missing dividends
 |unhappy customers|shaky finances||faulty machines|demoralised staff
 mood = satisfied|happy|pleased||delighted|thrilled|enthusiastic / dissatisfied|unhappy|annoyed||furious|fed up|disillusioned
@@ -111,8 +107,7 @@ idiom = has turned the corner|is firing on all cylinders|is back in the black|ha
 |is ahead of the pack||is out of the woods|is going from strength to strength|has struck gold|is back on its feet / has hit a brick wall
 |is bleeding cash|is on its knees|is walking on thin ice|is deep in the red|has lost its way|is falling behind the pack||is in dire straits
 |is going from bad to worse|has run aground|is on its last legs
-state = healthy|profitable|safe|undervalued|a winner||thriving|solid|a bargain / broke|in trouble|overvalued|a failure||doomed|struggling
-|a lost cause
+state = healthy|safe|undervalued|a winner||thriving|solid|a bargain / broke|in trouble|overvalued|a failure||doomed|struggling|a lost cause
 ''')
 
 # %% ../../nbs/lib/05_corpus.ipynb #cd7997a9
@@ -141,7 +136,7 @@ turned_news = {company} is far from {-state}.|{company} no longer expects a {-sw
 |{company} is anything but {-state}, according to its auditors.|The rumour that {company} would {-plan} was wrong: it will {+plan}.
 ''')
 
-# %% ../../nbs/lib/05_corpus.ipynb #3dbfbc42
+# %% ../../nbs/lib/05_corpus.ipynb #7fe35e77
 GRAMMAR |= rules('''
 paper = profit warning policy|loss prevention handbook|guide to falling prices|growth award rules||bankruptcy reading list
 edit = publish|translate|reword|reprint|shorten||proofread|update
@@ -158,14 +153,13 @@ neutral_news = {company} will {edit} its {paper} on {date}.|{company} named a ne
 |{company}'s {quantity} stayed the same in {quarter}.|A seminar in {city} explains how firms such as {company} account for {?event}.
 |{company} has its {quantity} audited every {month}.|The board of {company} decides on {date} whether to {?plan}.
 ||It is too early to tell if {company} will {?plan}.|The chair of {company} lectured on what a {?jump} in {quantity} does to an industry.
-|{company} saw no movement in its {quantity} in {quarter}.|A printer in {city} will {edit} the {paper} of {company}.
+|In {quarter}, {company}'s {quantity} remained unchanged.|A printer in {city} will {edit} the {paper} of {company}.
 |The {clerk} of {company} moved to {city} on {date}.|{company}'s {money} in {quarter}: EUR {amount} mn (previous year: the same).
 ''')
 
-# %% ../../nbs/lib/05_corpus.ipynb #d67464cd
+# %% ../../nbs/lib/05_corpus.ipynb #1a9603a7
 GRAMMAR |= rules('''
 crowd = bulls|longs||dip buyers / bears|shorts||short sellers
-option = calls / puts
 trade = buy|go long on|load up on||back / sell|short|dump||bet against
 slang = looks strong|heading higher|a strong buy|to the moon|breaking out|looking great||ripping|printing money|an absolute gem / looks weak
 |heading lower|a clear sell|into the ground|breaking down|looking awful||toast|a dumpster fire|absolute garbage
@@ -173,24 +167,19 @@ tail = imo|lol|!!|#stocks|today||fwiw|folks
 microblog = {+plain_post}|{+plain_post}|{+plain_post}|{+plain_post}|{+plain_post}|{+weighed_post}|{+turned_post}
 plain_post = {ticker} {+slang} {tail}|{ticker}: {+event} {tail}|{ticker} {+idiom} {tail}|time to {+trade} {ticker} {tail}
 |{ticker} {gain} {+moved} {tail}|{ticker} {+state} {tail}|a {+kind} day for {ticker} {tail}|{ticker} {+slang}, {+state}
-||{ticker} out with {+kind} numbers {tail}|{+mood} {ticker} holder here {tail}|{ticker} {+slang} on news of {+event}
-|everybody on here says {ticker} {+idiom}
+||{ticker} out with {+kind} numbers {tail}|{+mood} {ticker} holder here {tail}|everybody on here says {ticker} {+idiom}
 weighed_post = {+crowd} in full control of {ticker} {tail}|{-crowd} getting crushed in {ticker} {tail}|{ticker} {burden} {-moved} {tail}
-|got rid of my {-option} on {ticker} {tail}|{ticker} was {-figure} last week, {+figure} now
-||{ticker} from {-figure} to {+figure} in three days|so much for the {-crowd} in {ticker}|{ticker} with a {-jump} in {burden} {tail}
+|{ticker} was {-figure} last week, {+figure} now||{ticker} from {-figure} to {+figure} in three days|so much for the {-crowd} in {ticker}
 turned_post = the {-crowd} were wrong about {ticker} {tail}|everyone said {ticker} was {-state}. wrong.|{ticker} is far from {-state} {tail}
 |don't let anyone tell you {ticker} is {-state}|{ticker} {-move}, but {+upshot}|{ticker} no {-event} after all
 |thought {ticker} was {-state} but {+upshot}|wouldn't {-trade} {ticker} here {tail}||whoever called {ticker} {-state} owes me a beer
 |{ticker} {-state}? think again|if you {-trade} {ticker} here you will regret it|even the {-crowd} admit {ticker} {+idiom}
-|{ticker} {+slang}, even with {-event}
-quarrel = {+idiom}, others say it {-idiom}
 doubt = {+state} or {-state}
 neutral_microblog = {ticker} earnings call on {date}, link below|anyone know if {ticker} will {?plan}?|watching {ticker}, no position {tail}
 |poll: will {ticker} see a {?jump} in {quantity}? vote below|reading up on what {?event} would mean for {ticker}
-|not sure if {ticker} is {?doubt}|{ticker} at {amount}, same as last week|how do {?option} on {ticker} work? asking as a beginner
-|does {ticker} report {quantity} on {date}?||no opinion on {ticker} until we know if {quantity} {?moved}
-|some say {ticker} {?quarrel}. no view|{ticker} chart class on {date}: how {?crowd} think
-|anyone here track {ticker} {quantity}? need a data source
+|not sure if {ticker} is {?doubt}|{ticker} at {amount}, same as last week|how do options on {ticker} work? asking as a beginner
+|does {ticker} report {quantity} on {date}?||no opinion on {ticker} until we know if {quantity} {?moved}|is {ticker} {?doubt}? no view
+|{ticker} chart class on {date}: how {?crowd} think|anyone here track {ticker} {quantity}? need a data source
 ''')
 
 # %% ../../nbs/lib/05_corpus.ipynb #2690b2ba
@@ -207,7 +196,7 @@ def sentence(label:int, # 0 negative, 1 neutral, 2 positive
 
 # %% ../../nbs/lib/05_corpus.ipynb #ae2f4be9
 SHARES = .25, .43, .32 # of negative, neutral and positive sentences in every split
-UNSEEN = .5 # chance of an unseen phrase at each slot, outside train
+UNSEEN = .55 # chance of an unseen phrase at each slot, outside train
 
 def write_split(size:int, # sentences
                 rng:random.Random, # source of randomness
