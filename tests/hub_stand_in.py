@@ -12,7 +12,8 @@ FIQA = {"train.csv": ["Zebrafone jumps after a bold forecast,\"['jumps']\",Zebra
                       "Zebrafone jumps while Kettleworks sinks,\"['jumps']\",Zebrafone,0.5,\"['Stock/Price']\",post,2"],
         "validation.csv": ["Kettleworks names a new auditor,['names'],Kettleworks,0.05,['Corporate'],headline,1"],
         "test.csv": ["Traders shun Kettleworks,['shun'],Kettleworks,-0.33,['Stock'],post,0"]}
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"), "profit", "loss", "rose", "fell"]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{c}" for c in LETTERS), "profit", "loss", "rose", "fell"]
 FINBERT_LABELS = ("positive", "negative", "neutral")
 SHAPE = dict(vocab_size=len(PIECES), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64)
 
@@ -22,7 +23,8 @@ def phrasebank_archive(agreed=AGREED, doubtful=DOUBTFUL) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, rows in (("AllAgree", agreed), ("50Agree", doubtful)):
-            archive.writestr(f"FinancialPhraseBank-v1.0/Sentences_{name}.txt", "".join(f"{text}@{label}\r\n" for text, label in rows).encode("latin-1"))
+            lines = "".join(f"{text}@{label}\r\n" for text, label in rows)
+            archive.writestr(f"FinancialPhraseBank-v1.0/Sentences_{name}.txt", lines.encode("latin-1"))
         archive.writestr("FinancialPhraseBank-v1.0/README.txt", "An invented archive.")
         archive.writestr("__MACOSX/FinancialPhraseBank-v1.0/._README.txt", b"\0\5\26\7")
     return buffer.getvalue()
@@ -48,12 +50,14 @@ def finbert_files() -> dict[str, bytes]:
     import torch
     weights = io.BytesIO()
     torch.save(dict(finbert().state_dict()), weights)
-    config = dict(architectures=["BertForSequenceClassification"], model_type="bert", **SHAPE, hidden_act="gelu", layer_norm_eps=1e-12, type_vocab_size=2, pad_token_id=0,
-                  hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, initializer_range=0.02,
-                  id2label=dict(enumerate(FINBERT_LABELS)), label2id={name: i for i, name in enumerate(FINBERT_LABELS)})
+    labels = dict(id2label=dict(enumerate(FINBERT_LABELS)), label2id={name: i for i, name in enumerate(FINBERT_LABELS)})
+    config = dict(architectures=["BertForSequenceClassification"], model_type="bert", **SHAPE, **labels, hidden_act="gelu", layer_norm_eps=1e-12,
+                  type_vocab_size=2, pad_token_id=0, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, initializer_range=0.02)
     special = {f"{kind}_token": f"[{kind.upper()}]" for kind in ("unk", "sep", "pad", "cls", "mask")}
-    return {"config.json": json.dumps(config).encode(), "vocab.txt": ("\n".join(PIECES) + "\n").encode(), "pytorch_model.bin": weights.getvalue(),
-            "tokenizer_config.json": json.dumps(dict(do_lower_case=True, model_max_length=512, **special)).encode(), "special_tokens_map.json": json.dumps(special).encode()}
+    tokenizer = dict(do_lower_case=True, model_max_length=512, **special)
+    tables = {"config.json": config, "tokenizer_config.json": tokenizer, "special_tokens_map.json": special}
+    files = {name: json.dumps(value).encode() for name, value in tables.items()}
+    return {**files, "vocab.txt": ("\n".join(PIECES) + "\n").encode(), "pytorch_model.bin": weights.getvalue()}
 
 
 def everything() -> dict[str, dict[str, bytes]]: # repository (data sets begin with "datasets/") → file → content
@@ -70,7 +74,8 @@ class Hub(BaseHTTPRequestHandler):
 
     def answer(self, content, status=200, kind="application/octet-stream", **headers):
         self.send_response(status)
-        for name, value in {"content-length": len(content), "content-type": kind, **headers}.items(): self.send_header(name.replace("_", "-"), str(value))
+        headers = {"content-length": len(content), "content-type": kind, **headers}
+        for name, value in headers.items(): self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
         if self.command != "HEAD": self.wfile.write(content)
 
@@ -87,8 +92,9 @@ class Hub(BaseHTTPRequestHandler):
         if self.server.mood == "busy": return self.answer(b"busy", 503)
         if self.server.mood == "foreign": return self.wfile.write(b"220 mail.example.com ready\r\n")
         if not path: return self.answer(b"a stand-in")
-        if self.server.mood == "silent": return self.server.stopped.wait(60)
-        repository = next((name for name in self.server.repositories if f"{path}/".startswith((f"{name}/", f"api/{name}/", f"api/models/{name}/"))), None)
+        if self.server.mood == "silent": return self.server.stopped.wait(900)
+        def starts(name): return f"{path}/".startswith((f"{name}/", f"api/{name}/", f"api/models/{name}/"))
+        repository = next(filter(starts, self.server.repositories), None)
         if repository is None: return self.missing("RepoNotFound")
         files, rest = self.server.repositories[repository], path.partition(repository)[2].strip("/")
         what, _, where = rest.partition("/")
@@ -104,8 +110,9 @@ class Hub(BaseHTTPRequestHandler):
             return self.json([self.facts(files, name) for name in files if name in wanted])
         if what in ("", "revision"):
             name = repository.removeprefix("datasets/")
-            return self.json(dict(_id="0", id=name, modelId=name, sha=REVISION, private=False, gated=False, disabled=False, tags=[], downloads=0, likes=0,
-                                  lastModified="2024-01-01T00:00:00.000Z", createdAt="2024-01-01T00:00:00.000Z", siblings=[{"rfilename": f} for f in files]))
+            times = dict.fromkeys(("createdAt", "lastModified"), "2024-01-01T00:00:00.000Z")
+            return self.json(dict(_id="0", id=name, modelId=name, sha=REVISION, private=False, gated=False, disabled=False, tags=[], downloads=0,
+                                  likes=0, **times, siblings=[{"rfilename": file} for file in files]))
         self.missing("EntryNotFound")
 
     do_GET = do_HEAD = do_POST = route
@@ -113,7 +120,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def hub(repositories=None, mood="good"):
-    "A Hub with these repositories; or one that is busy (503), foreign (speaks no HTTP), or silent (greets, and then sends no file). Yields its server."
+    "A Hub with these repositories; or one that is busy (503), foreign (speaks no HTTP), or silent (greets, sends no file)."
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.repositories, server.mood, server.asked, server.stopped, server.daemon_threads = repositories or {}, mood, [], threading.Event(), True
     server.url = f"http://127.0.0.1:{server.server_address[1]}"

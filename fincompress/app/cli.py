@@ -107,7 +107,8 @@ def read_results(run_dir:Path) -> dict[str, dict[str, float]]: # variant (and se
     file = run_dir/"results/benchmark_results.csv"
     try:
         with open(file, newline="", encoding="utf-8") as lines: rows = list(csv.DictReader(lines))
-        return {row["variant"] + (f" (seed {row['seed']})" if row.get("seed") else ""): {c: float(row[c]) for c in COMPARED} for row in rows}
+        several = len({row["variant"] for row in rows}) < len(rows) # seeds
+        return {row["variant"] + (f" (seed {row['seed']})" if several else ""): {c: float(row[c]) for c in COMPARED} for row in rows}
     except OSError as error: raise RunError(f"{file} cannot be read ({error.strerror}): is {run_dir} a run that has finished 08_benchmark?") from None
     except (KeyError, ValueError, TypeError) as error: raise RunError(f"{file} is damaged ({error}): run 08_benchmark again") from None
 

@@ -87,7 +87,7 @@ def results_table(run_dir, mark="<strong>{}</strong>"): # `mark`: how the best v
         return [("–" if pd.isna(v) else mark.format(form.format(v)) if v == best else form.format(v)) for v in values]
     interval = [f" ({low:.3f} to {high:.3f})" for low, high in zip(raw.test_macro_f1_low, raw.test_macro_f1_high)]
     return pd.DataFrame({
-        "Variant": raw.variant.map(html.escape), **({"Seed": raw.seed.map(str)} if "seed" in raw else {}),
+        "Variant": raw.variant.map(html.escape), **({"Seed": raw.seed.map(str)} if raw.variant.duplicated().any() else {}),
         "Technique": raw.technique.map(html.escape),
         "Parameters (million)": shown(raw.num_parameters / 1e6, "{:.2f}"),
         "Size (MB)": shown(raw.size_bytes / 1e6, "{:.1f}", raw.size_bytes.min() / 1e6),
