@@ -81,10 +81,10 @@ money = operating profit|net sales|order intake|pretax profit|revenue||turnover|
 quantity = {gain}|{burden}
 ''')
 
-# %% ../../nbs/lib/05_corpus.ipynb #a7335322
+# %% ../../nbs/lib/05_corpus.ipynb #cda4e017
 GRAMMAR |= rules('''
 moved = rose|increased|grew|climbed|went up||surged|soared|shot up|leapt / fell|decreased|declined|dropped|went down||plunged|tumbled|slid
-jump = rise|increase|jump|climb||surge|upswing|leap / fall|decrease|decline|drop||slump|plunge|slide
+jump = rise|jump|climb||surge|leap / fall|decrease|decline|drop||slump|plunge|slide
 move = {gain} {+moved}|{gain} {+moved} by {percent}|{gain} {+moved}|{burden} {-moved}
 swing = {+jump} in {gain}|{+jump} in {gain}|{-jump} in {burden}
 widened = widened|grew|deepened||ballooned / narrowed|shrank|eased||contracted

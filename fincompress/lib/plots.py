@@ -144,17 +144,19 @@ def lambda_curve(
 # %% ../../nbs/lib/04_plots.ipynb #732bda53
 @styled
 def layer_sensitivity(
-    table # DataFrame: block, val_macro_f1, delta_macro_f1, bytes_saved
+    table # DataFrame: block, delta_macro_f1, mean_logit_change, bytes_saved
 ):
-    "Change of macro-F1 and bytes saved when one block alone is quantised."
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 0.9 + 0.26*len(table)), sharey=True, width_ratios=(3, 2))
+    "Change of macro-F1, change of the logits and bytes saved when one block alone is quantised."
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(7.5, 0.9 + 0.26*len(table)), sharey=True, width_ratios=(3, 2, 2))
     left.barh(table.block.map(words), table.delta_macro_f1, color=np.where(table.delta_macro_f1 < 0, CYCLE[1], CYCLE[0]), height=0.7)
     left.axvline(0, color="#444444", linewidth=0.8)
     reach = max(1e-3, 1.1*table.delta_macro_f1.abs().max())
     left.set(xlabel="change of macro-F1 on validation", xlim=(-reach, reach))
+    middle.barh(table.block.map(words), table.mean_logit_change, color=COLOURS["student_ptq"], height=0.7)
+    middle.set(xlabel="mean change of a logit")
     right.barh(table.block.map(words), table.bytes_saved/1e6, color="#8A8A8A", height=0.7)
     right.set(xlabel="saved on disk (MB)")
-    for ax in (left, right): ax.xaxis.set_major_locator(MaxNLocator(4))
+    for ax in (left, middle, right): ax.xaxis.set_major_locator(MaxNLocator(4 if ax is left else 3))
     left.invert_yaxis()
     return figure
 
