@@ -1,0 +1,105 @@
+"""The classifier that people deploy: what it answers, what it refuses, and that the base package is all it needs."""
+import shutil, subprocess, threading, venv
+from pathlib import Path
+
+import pytest
+
+from fincompress import Classifier
+from fincompress.lib.inference import save_word_model
+from fincompress.lib.run import RunError
+
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = {"rose": (0, 0, 2), "fell": (2, 0, 0), "sales": (0, 0.5, 0), "?": (0, 0, 1)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("model")/"words"
+    save_word_model(place, WEIGHTS, max_length=16)
+    return place
+
+
+@pytest.fixture(scope="module")
+def classify(folder): return Classifier(folder)
+
+
+def test_answers(classify):
+    answer = classify("Sales rose")
+    assert answer["label"] == "positive" and answer["truncated"] is False and [*answer["scores"]] == ["negative", "neutral", "positive"]
+    assert sum(answer["scores"].values()) == pytest.approx(1) and max(answer["scores"], key=answer["scores"].get) == "positive"
+    assert classify(["Sales rose", "sales fell"]) == [answer, classify("sales fell")]
+    assert classify([]) == [] and classify(iter(["Sales rose"])) == [answer]
+
+
+@pytest.mark.parametrize("given, error, words", [
+    (None, TypeError, "not NoneType"), (4.1, TypeError, "not float"), (b"Sales rose", TypeError, "not bytes"), ({"a": "b"}, TypeError, "not dict"),
+    (["Sales rose", None], TypeError, "text 1 is of type NoneType"), (["a", "b", float("nan")], TypeError, "text 2 is of type float"),
+    ([b"Sales rose"], TypeError, "text 0 is of type bytes"), ("", ValueError, "text 0 is empty"), (["a", " \t\n"], ValueError, "text 1 is empty")])
+def test_what_is_no_text_is_named(classify, given, error, words):
+    with pytest.raises(error, match=words): classify(given)
+
+
+def test_long_and_strange_texts(classify):
+    "A megabyte, with and without spaces, half characters, and signs of every kind: an answer, and the truth about what was cut."
+    megabyte = "rose " + "fell "*200_000
+    assert classify(megabyte)["truncated"] is True and classify(megabyte)["label"] == "negative"
+    assert classify("x"*2**20)["truncated"] is True # one word, of which the end was not read
+    assert classify("rose " + "sales "*14)["truncated"] is False and classify("sales "*17)["truncated"] is True
+    assert classify("\ud800")["label"] == "positive" # half a character reads as a question mark
+    assert classify(["\0", "日本", "🚀", "e\u0301"]) == [classify(text) for text in ("\0", "日本", "🚀", "e\u0301")]
+
+
+def test_many_texts_keep_their_order(classify):
+    texts = [" ".join((["rose", "fell", "sales"]*6)[i % 3:i % 3 + 1 + i % 13]) for i in range(1000)]
+    expected = {text: classify(text) for text in {*texts}}
+    assert classify(texts) == [expected[text] for text in texts]
+
+
+def test_threads_may_share_it(classify):
+    texts, answers = ["Sales rose", "sales fell", "Sales"]*20, {}
+    expected = classify(texts)
+    workers = [threading.Thread(target=lambda i=i: answers.update({i: classify(texts)})) for i in range(8)]
+    for worker in workers: worker.start()
+    for worker in workers: worker.join()
+    assert [*answers.values()] == [expected]*8
+
+
+def test_folders_that_hold_no_model(tmp_path, folder):
+    with pytest.raises(RunError, match="there is no folder"): Classifier(tmp_path/"nothing")
+    with pytest.raises(RunError, match="holds no checkpoint"): Classifier(tmp_path)
+    float_only = tmp_path/"float"
+    save_word_model(float_only, WEIGHTS)
+    (float_only/"checkpoint_info.json").write_text('{"files": {}}')
+    with pytest.raises(RunError, match="not as ONNX"): Classifier(float_only)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "config.json"])
+def test_a_tampered_file_is_named(tmp_path, name):
+    save_word_model(tmp_path/"words", WEIGHTS)
+    path = tmp_path/"words"/name
+    content = bytearray(path.read_bytes())
+    content[len(content)//2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=f"{name} is damaged"): Classifier(tmp_path/"words")
+    path.unlink()
+    with pytest.raises(RunError, match=f"{name} is missing"): Classifier(tmp_path/"words")
+
+
+def test_the_base_package_is_enough(tmp_path, folder):
+    "In an environment of its own, without PyTorch and what else the study needs, a sentence is classified."
+    source, python = tmp_path/"source", tmp_path/"env/bin/python"
+    shutil.copytree(ROOT/"fincompress", source/"fincompress", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"): shutil.copy(ROOT/name, source)
+    venv.create(tmp_path/"env", with_pip=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", source], check=True, timeout=600)
+    program = f"""
+import sys
+from fincompress import Classifier
+print(Classifier({str(folder)!r})("Sales rose")["label"], *[name for name in ("torch", "transformers", "pandas", "sklearn") if name in sys.modules])
+try: import torch
+except ImportError: print("no torch")
+"""
+    said = subprocess.run([python, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split("\n")
+    assert said[:2] == ["positive", "no torch"]
+    helped = subprocess.run([tmp_path/"env/bin/fincompress", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert helped.returncode == 0 and "run" in helped.stdout
