@@ -32,7 +32,7 @@ def test_answers(classify):
 
 
 @pytest.mark.parametrize("given, error, words", [
-    (None, TypeError, "not NoneType"), (4.1, TypeError, "not float"), (b"Sales rose", TypeError, "not bytes"), ({"a": "b"}, TypeError, "not dict"),
+    (None, TypeError, "not NoneType"), (4.1, TypeError, "not float"), (b"Sales rose", TypeError, "not bytes"), ({"a": "b"}, TypeError, "not dict"), ({"a"}, TypeError, "not set"),
     (["Sales rose", None], TypeError, "text 1 is of type NoneType"), (["a", "b", float("nan")], TypeError, "text 2 is of type float"),
     ([b"Sales rose"], TypeError, "text 0 is of type bytes"), ("", ValueError, "text 0 is empty"), (["a", " \t\n"], ValueError, "text 1 is empty")])
 def test_what_is_no_text_is_named(classify, given, error, words):
@@ -45,6 +45,8 @@ def test_long_and_strange_texts(classify):
     assert classify(megabyte)["truncated"] is True and classify(megabyte)["label"] == "negative"
     assert classify("x"*2**20)["truncated"] is True # one word, of which the end was not read
     assert classify("rose " + "sales "*14)["truncated"] is False and classify("sales "*17)["truncated"] is True
+    assert classify("rose" + " "*50_000) == classify(" "*50_000 + "rose") == classify("rose") # space is no text
+    assert classify("[UNK] rose")["truncated"] is False # what looks like a special piece is text
     assert classify("\ud800")["label"] == "positive" # half a character reads as a question mark
     assert classify(["\0", "日本", "🚀", "e\u0301"]) == [classify(text) for text in ("\0", "日本", "🚀", "e\u0301")]
 
@@ -103,3 +105,39 @@ except ImportError: print("no torch")
     assert said[:2] == ["positive", "no torch"]
     helped = subprocess.run([tmp_path/"env/bin/fincompress", "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert helped.returncode == 0 and "run" in helped.stdout
+
+
+@pytest.mark.parametrize("wrong", [dict(threads=0), dict(threads=-1), dict(threads="2"), dict(batch_size=0), dict(batch_size=-1), dict(batch_size=1.5)])
+def test_numbers_that_make_no_sense(folder, wrong):
+    with pytest.raises(ValueError, match=f"{[*wrong][0]} must be a whole number from 1"): Classifier(folder, **wrong)
+
+
+def test_a_name_that_is_neither_folder_nor_on_the_hub(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(RunError, match="cannot be reached"): Classifier("nobody/nothing")
+    with pytest.raises(RunError, match="there is no folder ''"): Classifier("")
+
+
+def test_both_sessions_are_of_the_model_that_was_opened(tmp_path):
+    "A folder that is replaced while a classifier is in use does not change its answers."
+    save_word_model(tmp_path/"words", WEIGHTS)
+    classify = Classifier(tmp_path/"words", threads=2)
+    save_word_model(tmp_path/"words", {word: logits[::-1] for word, logits in WEIGHTS.items()})
+    assert classify("rose")["label"] == "positive" and [a["label"] for a in classify(["rose"]*50)] == ["positive"]*50
+
+
+def test_int8_is_exact_on_processors_without_vnni(monkeypatch):
+    "The way that is chosen there opens and gives the same answers."
+    import numpy as np
+    from fincompress.lib import inference
+    from fincompress.lib.onnx_graph import Graph, linear
+    from onnx import TensorProto
+    g, rows = Graph(), np.full((3, 64), 127, np.int8)
+    x = g.add("Identity", "x")
+    linear(g, {"a.weight": rows, "a.scale": np.ones(3, np.float32), "a.bias": np.zeros(3, np.float32)}, x, "a")
+    both = [(TensorProto.FLOAT, ["n", 64]), (TensorProto.FLOAT, ["n", 3])]
+    graph = g.model({"x": both[0]}, {"y": both[1]}).SerializeToString()
+    for vnni in (True, False):
+        monkeypatch.setattr(inference, "exact_int8", lambda: vnni)
+        session = inference.open_session(graph, 1, "example")
+        assert np.allclose(session.run(None, {"x": np.full((2, 64), 255, np.float32)})[0], 255*127*64)

@@ -20,8 +20,8 @@ CHARACTERS = 20_000 # of a text are read; far more than the longest sequence of 
 
 def checked(texts) -> list[str]:
     "The texts as a list of strings; `TypeError` or `ValueError` names the first item that is no text."
-    if isinstance(texts, (bytes, bytearray, dict)) or not hasattr(texts, "__iter__"):
-        raise TypeError(f"texts must be a string or strings, not {type(texts).__name__}")
+    if isinstance(texts, (bytes, bytearray, memoryview, dict, set, frozenset)) or not hasattr(texts, "__iter__"):
+        raise TypeError(f"texts must be a string or strings in an order, not {type(texts).__name__}")
     texts = list(texts)
     for i, text in enumerate(texts):
         if not isinstance(text, str): raise TypeError(f"text {i} is of type {type(text).__name__}, not a string: {str(text)[:40]!r}")
@@ -30,7 +30,7 @@ def checked(texts) -> list[str]:
 
 def readable(text:str) -> str:
     "The part of a text that can matter, with half characters, which no encoding has, replaced by a question mark."
-    return text[:CHARACTERS].encode("utf-8", "replace").decode()
+    return text.strip()[:CHARACTERS].encode("utf-8", "replace").decode()
 
 # %% ../../nbs/app/03_classifier.ipynb #56c6ac8e
 FILES = ("model.onnx", "tokenizer.json", "config.json", "checkpoint_info.json")
@@ -40,10 +40,10 @@ def model_folder(
     revision:str=None # of the Hub: a branch, tag or commit
 ) -> Path:
     "The folder of an exported model, fetched if it is on the Hub."
-    if Path(model).is_dir(): return Path(model)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)): raise RunError(f"there is no folder {model}: give the folder of an exported model, or its name on the Hub (user/name)")
+    if str(model).strip() and Path(model).is_dir(): return Path(model)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)): raise RunError(f"there is no folder {str(model)!r}: give the folder of an exported model, or its name on the Hub (user/name)")
     from huggingface_hub import snapshot_download
-    return Path(from_hub(f"the model {model}", lambda: snapshot_download(str(model), revision=revision, allow_patterns=[*FILES])))
+    return Path(from_hub(f"the model {model} (no folder of this name is here; on the Hub)", lambda: snapshot_download(str(model), revision=revision, allow_patterns=[*FILES])))
 
 # %% ../../nbs/app/03_classifier.ipynb #9691d0d1
 class Classifier:
@@ -53,7 +53,10 @@ class Classifier:
         threads:int=None, # processor cores to use; None is all that this process may use
         batch_size:int=32, # sentences computed together where there are many
         revision:str=None # of a model on the Hub: a branch, tag or commit
-    ): self.model, self.batch_size = OnnxModel(model_folder(model, revision), threads), batch_size
+    ):
+        for name, value in (("threads", threads), ("batch_size", batch_size)):
+            if value is not None and (not isinstance(value, int) or value < 1): raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
+        self.model, self.batch_size = OnnxModel(model_folder(model, revision), threads), batch_size
 
     def __call__(self,
         texts # a string, or any number of them
@@ -63,7 +66,7 @@ class Classifier:
         texts = checked(texts)
         token_ids, cut = self.model.tokenise([*map(readable, texts)])
         logits = self.model.logits(token_ids, self.batch_size)
-        return [self.answer(row, was_cut or len(text) > CHARACTERS) for row, was_cut, text in zip(probabilities(logits), cut, texts)]
+        return [self.answer(row, was_cut or len(text.strip()) > CHARACTERS) for row, was_cut, text in zip(probabilities(logits), cut, texts)]
 
     def answer(self, row, truncated:bool) -> dict:
         "One text's answer from its probabilities [classes]."

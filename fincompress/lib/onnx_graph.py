@@ -48,8 +48,7 @@ def linear(g:Graph, tensors:dict, x:str, name:str) -> str: # x: [..., in] → [.
     "A linear layer; in int8, its input is quantised at every call, with one range for the whole tensor."
     weight, bias = (g.constant(f"{name}.{leaf}", tensors[f"{name}.{leaf}"].T) for leaf in ("weight", "bias"))
     if f"{name}.scale" not in tensors: return g.add("Add", g.add("MatMul", x, weight), bias)
-    outputs = len(tensors[f"{name}.scale"])
-    scale, zero = g.constant(f"{name}.scale", tensors[f"{name}.scale"]), g.constant(f"zeros_{outputs}", np.zeros(outputs, np.int8))
+    scale, zero = (g.constant(f"{name}.{leaf}", value) for leaf, value in (("scale", tensors[f"{name}.scale"]), ("zero", np.zeros(len(tensors[f"{name}.scale"]), np.int8))))
     integers, x_scale, x_zero = g.add("DynamicQuantizeLinear", x, outputs=3)
     return g.add("MatMulIntegerToFloat", integers, weight, x_scale, scale, x_zero, zero, bias)
 
