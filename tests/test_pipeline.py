@@ -188,7 +188,8 @@ def start_and_pause(project, tmp_path):
     "A run in another process that has reached the middle of the second stage, and the pid of its kernel."
     marker = tmp_path/"marker"
     for stage in STAGES[1:]: (project.run_dir/f"stages/{stage}.json").unlink()
-    process = subprocess.Popen(project.words("run", "-P", "mine"), cwd=project.root, env=project.environment(MISBEHAVE="pause", MARKER=str(marker)),
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)" # a job in the background is started deaf to it
+    process = subprocess.Popen(project.words("run", "-P", "mine", before=heed), cwd=project.root, env=project.environment(MISBEHAVE="pause", MARKER=str(marker)),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until(marker.exists)
     return process, int(marker.read_text())
