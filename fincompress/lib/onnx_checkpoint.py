@@ -50,10 +50,10 @@ def check_parity(
     "Compare the logits of two forms of a model; `RunError` if they are not the same model."
     difference, same = float(np.abs(expected - found).max()), agreement(predicted(expected), predicted(found))
     if precision == "float32" and not difference <= LARGEST_DIFFERENCE: # NaN is no parity either
-        raise RunError(f"{name} as ONNX differs from PyTorch: a logit by {difference:.1e}, and {LARGEST_DIFFERENCE:.0e} is allowed; nothing was written")
+        raise RunError(f"{name} as ONNX differs from PyTorch by {difference:.1e} in a logit, and {LARGEST_DIFFERENCE:.0e} is allowed: nothing was written")
     if precision == "int8" and not (np.isfinite(difference) and same >= LEAST_AGREEMENT):
-        raise RunError(f"{name} as ONNX differs from PyTorch: {same:.1%} of {len(expected)} sentences get the same label, and {LEAST_AGREEMENT:.0%} have to; "
-                       "nothing was written. Export the float model, or train the int8 one with 06_qat")
+        raise RunError(f"{name} as ONNX differs from PyTorch: {same:.1%} of {len(expected)} sentences get the same label, {LEAST_AGREEMENT:.0%} have to, "
+                       "and nothing was written; export the float model instead, or quantise one that was trained for it (06_qat)")
     return dict(largest_logit_difference=difference, label_agreement=same)
 
 # %% ../../nbs/lib/13_onnx_checkpoint.ipynb #80d144ab
@@ -66,7 +66,7 @@ def plain_tokenizer(tokenizer) -> bytes: # of a transformers tokeniser
 
 def onnx_bytes(model, tensors:dict, name) -> bytes: # `name`: for messages
     "A model's graph as a file's content."
-    if min(model.config.heads) < 1: raise RunError(f"{name} has a layer without attention heads, which the ONNX graph cannot hold: prune with min_heads of 1 at least")
+    if min(model.config.heads) < 1: raise RunError(f"{name} has a layer without attention heads, which the graph needs: prune with min_heads of 1 or more")
     return encoder_graph(tensors, model.config.heads, model.config.layer_norm_eps).SerializeToString()
 
 def save_onnx(
