@@ -78,10 +78,10 @@ def validation_split(run_dir, info:dict) -> pd.DataFrame: # text, label, source;
 def write_onnx(run_dir, source:Path, kind:str, folder:Path): # kind: model_type of the checkpoint `source`
     "Write a checkpoint's model as an ONNX checkpoint."
     info, model = read_info(source), READERS[kind](source)
-    val, longest = validation_split(run_dir, info), model.config.max_positions
+    val, max_length = validation_split(run_dir, info), info["hyperparameters"].get("max_length", model.config.max_positions)
     record = dict(technique=f"{info['technique']}, as ONNX", hyperparameters=info["hyperparameters"],
                   inputs={f"checkpoints/{source.name}/{name}": digest for name, digest in info["files"].items()})
-    save_onnx(model, folder, load_tokenizer(source), val.text, val.label, min(info["hyperparameters"].get("max_length", longest), longest), **record)
+    save_onnx(model, folder, load_tokenizer(source), val.text, val.label, max_length, **record)
 
 def export(
     run_dir, # with the checkpoint and the validation split

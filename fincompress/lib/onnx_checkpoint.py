@@ -74,11 +74,11 @@ def save_onnx(
     folder, # the checkpoint's place
     tokenizer, # a transformers tokeniser
     texts, labels, # of the validation split: sentences, and their classes [n]
-    max_length:int, # word pieces; longer texts are cut
+    max_length:int, # word pieces; longer texts are cut, and at the encoder's own longest sequence in any case
     **record # technique, hyperparameters, inputs: see `save_checkpoint`
 ) -> Path:
     "Write an encoder as an ONNX checkpoint, with its own validation scores; `RunError` if it does not answer as PyTorch does."
-    texts, name = list(texts), Path(folder).name
+    texts, name, max_length = list(texts), Path(folder).name, min(max_length, model.config.max_positions)
     tensors, precision = encoder_arrays(model)
     files = {"model.onnx": onnx_bytes(model, tensors, name), "tokenizer.json": plain_tokenizer(tokenizer)}
     config = dict(model_type="fincompress-onnx", max_length=max_length, precision=precision, encoder=asdict(model.config))
