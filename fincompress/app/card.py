@@ -130,7 +130,9 @@ def costs(facts) -> list[str]: # paragraphs
                  *shown(row, "throughput_per_s", places=0)] for row in facts.rows.to_dict("records")]
     header = ["checkpoint", "computed by", "MB", "macro-F1 on test", "median ms", "95th percentile ms", "median ms, padded", "sentences a second, in batches"]
     where = f"on {machine.get('cpu', 'a CPU')} with {facts.rows.threads[0]} threads"
-    return [*text, f"In the study's benchmark, {where}, milliseconds for one sentence at its own length, and padded:", markdown_table(header, measured)]
+    text += [f"In the study's benchmark, {where}, milliseconds for one sentence at its own length, and padded:", markdown_table(header, measured)]
+    as_onnx = "model.onnx" in info["files"] and facts.rows.runtime[0].startswith("PyTorch")
+    return [*text, "These are the times of the checkpoint in PyTorch; this folder's `model.onnx` was not timed there."] if as_onnx else text
 
 # %% ../../nbs/app/04_card.ipynb #d37913d6
 def training_data(facts) -> list[str]: # paragraphs
