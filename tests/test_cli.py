@@ -74,7 +74,7 @@ def test_light_installation(done, two_runs):
     assert "Run the study" in done.command("--help", before=LIGHT).stdout
     assert "up to date" in done.command("status", done.run_dir, before=LIGHT).stdout
     assert "0.825" in done.command("compare", *two_runs, before=LIGHT).stdout
-    for words in (["run", "-P", "mine"], ["report", done.run_dir]):
+    for words in (["run", "-P", "mine"], ["report", done.run_dir], ["export", done.run_dir, "teacher"]):
         result = done.command(*words, before=LIGHT)
         assert result.returncode == 1 and 'pip install "fincompress[study]"' in result.stderr
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHUNK', 'exact_int8', 'open_session', 'cores', 'run_padded', 'OnnxModel', 'save_word_model']
 
-# %% ../../nbs/lib/12_inference.ipynb #91bdd368
+# %% ../../nbs/lib/12_inference.ipynb #62b1ae27
 import os, platform
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import INFO, LABELS, read_info
-from .run import RunError, atomic_path, file_digest, files_below, read_json, write_json, write_text
+from .checkpoint import LABELS, read_info, save_checkpoint
+from .run import RunError, read_json
 
 # %% ../../nbs/lib/12_inference.ipynb #15bd022a
 def exact_int8() -> bool:
@@ -103,14 +103,12 @@ def save_word_model(
     from onnx import TensorProto
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from fincompress.lib.onnx_graph import Graph
-    g, words, folder = Graph(), Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", *weights])}, unk_token="[UNK]")), Path(folder)
+    g, words = Graph(), Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", *weights])}, unk_token="[UNK]"))
     words.normalizer, words.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     rows = g.add("Gather", g.constant("table", np.array([(0,)*len(LABELS), *weights.values()], np.float32)), "input_ids")
     real = g.add("Unsqueeze", g.add("Cast", "attention_mask", to=TensorProto.FLOAT), g.integer(2))
     g.add("ReduceSum", g.add("Mul", rows, real), g.integer(1), keepdims=0)
     tokens = (TensorProto.INT64, ["batch", "length"])
     model = g.model({"input_ids": tokens, "attention_mask": tokens}, {"logits": (TensorProto.FLOAT, ["batch", len(LABELS)])})
-    with atomic_path(folder/"model.onnx") as file: file.write_bytes(model.SerializeToString())
-    write_text(folder/"tokenizer.json", words.to_str())
-    write_json(folder/"config.json", dict(model_type="fincompress-onnx", id2label=dict(enumerate(LABELS)), max_length=max_length))
-    write_json(folder/INFO, dict(model_name=folder.name, files={path.name: file_digest(path) for path in files_below(folder)}))
+    save_checkpoint(folder, None, dict(model_type="fincompress-onnx", max_length=max_length), technique="sum of the words' logits", num_parameters=len(LABELS)*len(weights),
+        metrics={}, hyperparameters={}, inputs={}, files={"model.onnx": model.SerializeToString(), "tokenizer.json": words.to_str().encode()})
