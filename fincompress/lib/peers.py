@@ -179,11 +179,11 @@ def peer_throughput(peer, texts, batch_size:int, passes:int, pad_to:int=0) -> fl
 
 # %% ../../nbs/lib/13_peers.ipynb #e767eb13
 def with_ratios(
-    table, # DataFrame: peer, latency_ms_p50, model_ms_p50, latency_padded_ms_p50, model_padded_ms_p50, throughput_per_s, throughput_padded_per_s
+    table, # DataFrame: name, latency_ms_p50, model_ms_p50, latency_padded_ms_p50, model_padded_ms_p50, throughput_per_s, throughput_padded_per_s
     reference:str, careful:str # the peers in the denominators: the first padded, the second at real length
 ) -> pd.DataFrame: # with times_faster, times_faster_model, times_faster_than_int8, times_faster_model_than_int8, times_throughput
     "How many times faster than the references each peer is; of medians."
-    base, int8 = (table[table.peer == name].iloc[0] for name in (reference, careful))
+    base, int8 = (table[table.name == name].iloc[0] for name in (reference, careful))
     return table.assign(times_faster=base.latency_padded_ms_p50/table.latency_ms_p50, times_faster_model=base.model_padded_ms_p50/table.model_ms_p50,
         times_faster_than_int8=int8.latency_ms_p50/table.latency_ms_p50, times_faster_model_than_int8=int8.model_ms_p50/table.model_ms_p50,
         times_throughput=table.throughput_per_s/base.throughput_padded_per_s)
