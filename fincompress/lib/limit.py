@@ -29,7 +29,8 @@ def int8_peak(
 ) -> float: # 10⁹ operations a second; a product and a sum count as two
     "The fastest int8 matrix product that ONNX Runtime shows on this machine."
     def fastest(rows, inner, columns):
-        session, x, times = open_session(product_model(inner, columns), threads), np.random.default_rng(0).integers(0, 256, (rows, inner)).astype(np.uint8), []
+        session, times = open_session(product_model(inner, columns), threads), []
+        x = np.random.default_rng(0).integers(0, 256, (rows, inner)).astype(np.uint8)
         while sum(times) < seconds:
             begun = time.perf_counter()
             session.run(None, {"x": x})
@@ -45,13 +46,13 @@ def int8_operations(
     "Operations in int8 that a sentence alone needs; a product and a sum count as two."
     model = onnx.load(file)
     sizes = {constant.name: int(np.prod(constant.dims)) for constant in model.graph.initializer}
-    products = [(node.input[0], sizes[node.input[1]]) for node in model.graph.node if node.op_type in ("MatMulInteger", "DynamicQuantizeMatMul") and node.input[1] in sizes]
-    inputs = sorted({name for name, _ in products})
+    products = [node for node in model.graph.node if node.op_type in ("MatMulInteger", "DynamicQuantizeMatMul") and node.input[1] in sizes]
+    inputs = sorted({node.input[0] for node in products})
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inputs)
     session = open_session(model.SerializeToString(), 1)
     def count(length):
         rows = {name: value.size//value.shape[-1] for name, value in zip(inputs, session.run(inputs, padded([[0]*length])))}
-        return sum(2*rows[name]*size for name, size in products)
+        return sum(2*rows[node.input[0]]*sizes[node.input[1]] for node in products)
     counted = {length: count(length) for length in {*map(int, lengths)}} if inputs else {}
     return np.array([counted.get(int(length), 0) for length in lengths], float)
 

@@ -107,8 +107,8 @@ def plain_int8(source, folder) -> Path: # `source`: of `plain_onnx`
 
 def onnx_peer(folder, max_length:int, threads:int, numbers:str, trained:bool) -> Peer: # `folder`: model.onnx, tokenizer.json; `numbers`: such as "int8"
     "An ONNX file in one session with the usual options."
-    session = open_session(Path(folder)/"model.onnx", threads)
-    return Peer(word_pieces(Path(folder)/"tokenizer.json", max_length), lambda pieces, pad_to: run_padded(session, pieces, pad_to), folder_size(folder), f"ONNX Runtime, {numbers}", trained)
+    session, tokenise = open_session(Path(folder)/"model.onnx", threads), word_pieces(Path(folder)/"tokenizer.json", max_length)
+    return Peer(tokenise, lambda pieces, pad_to: run_padded(session, pieces, pad_to), folder_size(folder), f"ONNX Runtime, {numbers}", trained)
 
 # %% ../../nbs/lib/13_peers.ipynb #3808826f
 def exported_peer(folder, threads:int, numbers:str) -> Peer:
@@ -129,7 +129,8 @@ def static_embeddings(teacher, dimensions:int, pooling:str): # `teacher`: a chec
     "The teacher's word pieces as vectors that know no context."
     from model2vec.distill import distill_from_model
     read_info(teacher)
-    return distill_from_model(BertModel.from_pretrained(teacher, local_files_only=True), load_tokenizer(teacher), pca_dims=dimensions, pooling=pooling, device="cpu")
+    model = BertModel.from_pretrained(teacher, local_files_only=True)
+    return distill_from_model(model, load_tokenizer(teacher), pca_dims=dimensions, pooling=pooling, device="cpu")
 
 def static_peer(
     teacher, # a checkpoint with a BERT
