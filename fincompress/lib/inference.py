@@ -25,6 +25,7 @@ def open_session(
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    options.add_session_config_entry("session.force_spinning_stop", "1") # after a call its threads wait asleep, and leave the cores to others
     try: return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error: raise RunError(f"{path} cannot be opened by ONNX Runtime ({str(error).splitlines()[0]}): export the model again") from error # its errors share no class
 
