@@ -126,13 +126,17 @@ def measure_latency(
     calls:dict, # variant → function of a row number that answers one sentence
     items:int, # sentences; round after round takes the next
     warmup:int=50, timed:int=500, # calls of each variant, uncounted and counted
-    seed:int=0 # of the order in each round
+    seed:int=0, # of the order in each round
+    fewer:dict=None # variant → its counted calls, where one takes long; they are spread evenly over the rounds
 ) -> dict[str, list[float]]: # variant → milliseconds of each counted call
     "Time single calls; variants take turns within each round."
     order, times = random.Random(seed), {name: [] for name in calls}
+    due = lambda name, turn: (turn + 1)*counts[name]//timed > turn*counts[name]//timed
+    counts = {name: min(timed, (fewer or {}).get(name, timed)) for name in calls}
     with no_garbage_collection():
         for turn in range(warmup + timed):
-            for name in order.sample(list(calls), len(calls)):
+            taking_part = [name for name in calls if due(name, turn - warmup)]
+            for name in order.sample(taking_part, len(taking_part)):
                 begun = time.perf_counter_ns()
                 calls[name](turn % items)
                 passed = time.perf_counter_ns() - begun

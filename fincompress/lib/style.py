@@ -20,6 +20,8 @@ COLOURS = dict(baseline_tfidf="#8A8A8A", teacher="#1A1A1A", student_vanilla_kd="
 NAMES = dict(baseline_tfidf="TF-IDF, linear", teacher="Teacher", student_vanilla_kd="Student, vanilla KD",
     student_intermediate_kd="Student, intermediate KD", student_ptq="Student, int8 after training", student_qat="Student, int8 in training",
     pruned_teacher_30pct="Pruned teacher, 30%", pruned_teacher_50pct="Pruned teacher, 50%",
+    bert_base_pytorch="BERT-base, PyTorch", bert_base_onnx="BERT-base, ONNX", bert_base_onnx_int8="BERT-base, ONNX int8",
+    teacher_onnx_int8="Teacher, ONNX int8", static_embeddings="Static embeddings, linear",
     entropy="Attention entropy", gradient="Gradient", random="Random")
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1A1A1A", "#8A8A8A")
 STYLE = {"font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
