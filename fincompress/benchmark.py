@@ -24,7 +24,7 @@ from .student import load_encoder
 
 # %% ../nbs/08_benchmark.ipynb #df50a7be
 VARIANTS = ("baseline_tfidf", "teacher", "student_vanilla_kd", "student_intermediate_kd", "student_ptq", "student_qat",
-    "pruned_teacher_30pct", "pruned_teacher_50pct")
+    "pruned_teacher_30pct", "pruned_teacher_50pct", "pruned_teacher_fast")
 
 class EncoderVariant:
     "An encoder and its tokeniser: text in, logits or a label out, on the CPU."
