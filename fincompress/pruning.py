@@ -89,18 +89,19 @@ def neuron_magnitude(model:SentimentEncoder) -> list: # for each layer a tensor 
 
 # %% ../nbs/07_pruning.ipynb #a26bc9a1
 def unit_importance(
-    criterion:str, # entropy, gradient, magnitude or random
+    kind:str, # heads or neurons
+    criterion:str, # of heads: entropy, gradient or random; of neurons: gradient, magnitude or random
     model:SentimentEncoder, sentences, batch_size:int, # as in `attention_entropy`
     seed:int # of random importance
-) -> dict: # heads, neurons or both: for each layer a tensor [units]
-    "Importance of every unit that a criterion ranks; the least important go first."
-    if criterion == "entropy": return dict(heads=[1 - entropy for entropy in attention_entropy(model, sentences, batch_size)])
-    if criterion == "gradient": return gradient_importance(model, sentences, batch_size)
-    if criterion == "magnitude": return dict(neurons=neuron_magnitude(model))
+) -> list: # for each layer a tensor [units]
+    "Importance of every unit by a criterion; the least important go first."
+    if (kind, criterion) == ("heads", "entropy"): return [1 - entropy for entropy in attention_entropy(model, sentences, batch_size)]
+    if (kind, criterion) == ("neurons", "magnitude"): return neuron_magnitude(model)
+    if criterion == "gradient": return gradient_importance(model, sentences, batch_size)[kind]
     if criterion == "random":
         generator = torch.Generator().manual_seed(seed)
-        return {kind: [torch.rand(count, generator=generator) for count in counts] for kind, counts in units(model.config).items()}
-    raise RunError(f"no criterion {criterion!r}: heads may go by entropy, gradient and random, neurons by gradient, magnitude and random")
+        return [torch.rand(count, generator=generator) for count in units(model.config)[kind]]
+    raise RunError(f"no criterion {criterion!r} for {kind}: heads may go by entropy, gradient or random, neurons by gradient, magnitude or random")
 
 # %% ../nbs/07_pruning.ipynb #3bd8a029
 def least_important(
@@ -160,7 +161,7 @@ def multiply_accumulates(
 # %% ../nbs/07_pruning.ipynb #51a9c2e9
 def prune_rounds(
     model:SentimentEncoder, # stays as it is
-    rank, # (model, round) → heads, neurons or both: importance of each unit, by layer
+    rank, # (kind, model, round) → importance of each unit, by layer
     *, shares:dict, # heads, neurons, both or none: share of the original units removed in each round
     rounds:int,
     minimum:dict, blocks:dict # for heads and neurons: units that every layer keeps; units that go together
@@ -170,8 +171,7 @@ def prune_rounds(
     left = {kind: [list(range(count)) for count in counts] for kind, counts in units(model.config).items()}
     for number in range(1, rounds + 1):
         missing = {kind: round(number*share*whole[kind]) - (whole[kind] - sum(units(model.config)[kind])) for kind, share in shares.items()}
-        importance = rank(model, number) if any(missing.values()) else {}
-        removed = {kind: least_important(importance[kind], count, minimum[kind], blocks[kind]) for kind, count in missing.items() if count}
+        removed = {kind: least_important(rank(kind, model, number), count, minimum[kind], blocks[kind]) for kind, count in missing.items() if count}
         left = {kind: without(layers, removed.get(kind, {})) for kind, layers in left.items()}
         model = remove_units(model, removed)
         yield number, model, left
