@@ -22,7 +22,7 @@ NAMES = dict(baseline_tfidf="TF-IDF, linear", teacher="Teacher", student_vanilla
     student_intermediate_kd="Student, intermediate KD", student_ptq="Student, int8 after training", student_qat="Student, int8 in training",
     pruned_teacher_30pct="Pruned teacher, 30%", pruned_teacher_50pct="Pruned teacher, 50%", pruned_teacher_fast="Pruned teacher, heads and neurons",
     entropy="Attention entropy", gradient="Gradient", random="Random", neurons_gradient="Neurons, gradient",
-    neurons_magnitude="Neurons, magnitude", neurons_random="Neurons, random", heads_and_neurons="Heads and neurons")
+    neurons_magnitude="Neurons, magnitude", neurons_random="Neurons, random", heads_and_neurons="Heads and neurons", control_distilled="Distilled, nothing removed")
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1A1A1A", "#8A8A8A")
 STYLE = {"font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": "#666666", "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E6E6E6", "grid.linewidth": 0.7,
