@@ -7,25 +7,25 @@ __all__ = ['VARIANTS', 'READERS', 'CHILD', 'COLUMNS', 'EncoderVariant', 'LinearV
            'load_variant', 'prefixed', 'quality', 'time_variants', 'grouped_by_length', 'peak_memory', 'process_memory',
            'memory_of', 'results_table', 'earlier_notes', 'recommend', 'recommendations', 'as_onnx']
 
-# %% ../nbs/08_benchmark.ipynb #7a8e2914
-import json, shutil, subprocess, sys
+# %% ../nbs/08_benchmark.ipynb #dc03528b
+import json, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 
 from .lib.batches import Sentences, predict, tokenise
-from .lib.checkpoint import INFO, LABELS, folder_size, load_tokenizer, read_info
+from .lib.checkpoint import LABELS, folder_size, load_tokenizer, read_info
 from .lib.metrics import agreement, bootstrap_interval, expected_calibration_error, measure_latency, paired_difference, predicted, scores
-from .lib.onnx_graph import encoder_graph
-from .lib.run import STAGES, RunError, file_digest, files_below, read_json, stage_file, write_json
+from .lib.onnx_checkpoint import save_onnx
+from .lib.run import STAGES, RunError, read_json, stage_file
 from .lib.tfidf import TfidfClassifier
 from .ptq import load_int8
 from .student import load_encoder
 
 # %% ../nbs/08_benchmark.ipynb #df50a7be
 VARIANTS = ("baseline_tfidf", "teacher", "student_vanilla_kd", "student_intermediate_kd", "student_ptq", "student_qat",
-    "pruned_teacher_30pct", "pruned_teacher_50pct")
+    "pruned_teacher_30pct", "pruned_teacher_50pct", "pruned_teacher_fast")
 
 class EncoderVariant:
     "An encoder and its tokeniser: text in, logits or a label out, on the CPU."
@@ -191,17 +191,11 @@ def recommendations(table, limits:dict) -> pd.DataFrame: # `limits`: the argumen
 def as_onnx(
     checkpoint, # an encoder's
     folder, # is made if the checkpoint holds no ONNX file
+    frame, # labelled sentences on which both forms must agree
     max_length:int # word pieces; longer sentences are cut
 ) -> Path: # a folder that `OnnxModel` opens
     "An encoder's checkpoint as an ONNX model with its tokeniser."
-    checkpoint, folder = Path(checkpoint), Path(folder)
-    if (checkpoint/"model.onnx").exists(): return checkpoint
-    config = read_json(checkpoint/"config.json")
-    model = READERS[config["model_type"]](checkpoint)
-    graph = encoder_graph({name: tensor.numpy() for name, tensor in model.state_dict().items()}, model.config.heads, model.config.layer_norm_eps)
-    folder.mkdir(parents=True)
-    (folder/"model.onnx").write_bytes(graph.SerializeToString())
-    shutil.copy(checkpoint/"tokenizer.json", folder)
-    write_json(folder/"config.json", dict(model_type="fincompress-onnx", id2label=config["id2label"], max_length=max_length))
-    write_json(folder/INFO, dict(model_name=checkpoint.name, files={file.name: file_digest(file) for file in files_below(folder)}))
-    return folder
+    if (Path(checkpoint)/"model.onnx").exists(): return Path(checkpoint)
+    info, read = read_info(checkpoint), READERS[read_json(Path(checkpoint)/"config.json")["model_type"]]
+    record = {name: info[name] for name in ("technique", "hyperparameters", "inputs")}
+    return save_onnx(read(checkpoint), folder, load_tokenizer(checkpoint), frame.text, frame.label, max_length, **record)

@@ -8,7 +8,8 @@ from fincompress.lib.run import STAGES, file_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT/"outputs"/"smoke"
-VARIANTS = ["baseline_tfidf", "teacher", "student_vanilla_kd", "student_intermediate_kd", "student_ptq", "student_qat", "pruned_teacher_30pct", "pruned_teacher_50pct"]
+VARIANTS = ["baseline_tfidf", "teacher", "student_vanilla_kd", "student_intermediate_kd", "student_ptq", "student_qat", "pruned_teacher_30pct", "pruned_teacher_50pct",
+            "pruned_teacher_fast"]
 COLUMNS = """variant technique num_parameters size_bytes val_macro_f1 test_macro_f1 test_macro_f1_low test_macro_f1_high test_accuracy f1_negative
 f1_neutral f1_positive delta_macro_f1_vs_teacher agreement_with_teacher expected_calibration_error latency_ms_p50 latency_ms_p95 latency_ms_p99
 latency_padded_ms_p50 throughput_per_s peak_rss_mb runtime threads""".split()
@@ -55,7 +56,7 @@ def test_the_results_table(smoke):
 def test_int8_weighs_its_packed_weights_and_pruned_is_smaller(smoke):
     size = {r["variant"]: int(r["size_bytes"]) for r in csv.DictReader((smoke/"results/benchmark_results.csv").open())}
     assert size["student_ptq"] == pytest.approx(size["student_qat"], rel=0.01) and size["student_ptq"] < size["student_vanilla_kd"]
-    assert size["pruned_teacher_50pct"] < size["pruned_teacher_30pct"] < size["teacher"]
+    assert size["pruned_teacher_fast"] < size["pruned_teacher_50pct"] < size["pruned_teacher_30pct"] < size["teacher"]
 
 
 def test_no_sentence_of_the_test_split_was_read_before_the_benchmark(smoke):

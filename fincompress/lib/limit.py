@@ -46,7 +46,7 @@ def int8_operations(
     "Operations in int8 that a sentence alone needs; a product and a sum count as two."
     model = onnx.load(file)
     sizes = {constant.name: int(np.prod(constant.dims)) for constant in model.graph.initializer}
-    products = [node for node in model.graph.node if node.op_type in ("MatMulInteger", "DynamicQuantizeMatMul") and node.input[1] in sizes]
+    products = [node for node in model.graph.node if node.op_type in ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul") and node.input[1] in sizes]
     inputs = sorted({node.input[0] for node in products})
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inputs)
     session = open_session(model.SerializeToString(), 1)

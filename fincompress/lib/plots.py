@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['class_balance', 'token_lengths', 'learning_curves', 'loss_terms', 'gradient_norms', 'soft_labels', 'lambda_curve',
-           'layer_sensitivity', 'fake_quantisation', 'head_importance', 'heads_left', 'pruning_curve']
+           'layer_sensitivity', 'fake_quantisation', 'head_importance', 'units_left', 'pruning_curve', 'pruning_pays']
 
 # %% ../../nbs/lib/04_plots.ipynb #9ddc303c
 import matplotlib.pyplot as plt, numpy as np
@@ -193,23 +193,43 @@ def head_importance(
     figure.colorbar(image, ax=ax, aspect=12)
     return figure
 
-# %% ../../nbs/lib/04_plots.ipynb #976c4887
+# %% ../../nbs/lib/04_plots.ipynb #107a7ed5
 @styled
-def heads_left(
-    table # DataFrame: layer, criterion, heads
+def units_left(
+    table # DataFrame: layer, criterion, and a third column named for what is counted, such as heads
 ):
-    "How many heads each layer keeps, by criterion."
-    grid = table.pivot(index="criterion", columns="layer", values="heads").reindex(table.criterion.unique())
-    figure, ax = plt.subplots(figsize=(2 + 0.38*grid.shape[1], 0.9 + 0.34*grid.shape[0]))
+    "How many heads or neurons each layer keeps, by criterion."
+    what = table.columns.drop(["layer", "criterion"])[0]
+    grid = table.pivot(index="criterion", columns="layer", values=what).reindex(table.criterion.unique())
+    figure, ax = plt.subplots(figsize=(2 + (0.3 + 0.08*len(f"{grid.to_numpy().max():g}"))*grid.shape[1], 0.9 + 0.34*grid.shape[0]))
     ax.imshow(grid, cmap="Greens", vmin=0, vmax=1.4*max(1, grid.to_numpy().max()), aspect="auto")
     for (row, column), value in np.ndenumerate(grid.to_numpy()): ax.text(column, row, f"{value:g}", ha="center", va="center")
     ax.set_xticks(range(grid.shape[1]), grid.columns)
     ax.set_yticks(range(grid.shape[0]), [words(c) for c in grid.index])
-    ax.set(xlabel="layer", title="heads left")
+    ax.set(xlabel="layer", title=f"{what} left")
     ax.grid(False)
     return figure
 
-# %% ../../nbs/lib/04_plots.ipynb #274894bc
+# %% ../../nbs/lib/04_plots.ipynb #4d0dcda5
+def _arms(ax, table, x:str, y:str) -> dict: # ends for `label_ends`
+    "One line a criterion."
+    ends = {}
+    for (criterion, rows), colour in zip(table.groupby("criterion", sort=False), colours(table.criterion.unique())):
+        rows = rows.sort_values(x)
+        ax.plot(rows[x], rows[y], color=colour, marker="o")
+        ends[words(criterion)] = (rows[y].iloc[-1], colour)
+    return ends
+
+def _scores_of_arms(ax, table, x:str, floor, start, control, unpruned:str): # as in `pruning_curve`; `unpruned`: the control's name
+    "Macro-F1 of each criterion, the control, the teacher's score and the floor."
+    ends = _arms(ax, table, x, "val_macro_f1")
+    if control is not None:
+        ax.plot(control[x], control.val_macro_f1, color=COLOURS["teacher"], linestyle=":", marker="o", markersize=3)
+        ends[f"{unpruned}, as many epochs"] = (control.val_macro_f1.iloc[-1], COLOURS["teacher"])
+    label_ends(ax, ends | level(ax, start, "teacher", COLOURS["teacher"]) | level(ax, floor, FLOOR))
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set(ylabel="macro-F1 on validation")
+
 @styled
 def pruning_curve(
     table, # DataFrame: criterion, share_removed in [0, 1], val_macro_f1
@@ -219,15 +239,19 @@ def pruning_curve(
 ):
     "Score by the share of heads removed, one line a criterion, and a control that keeps its heads."
     figure, ax = plt.subplots(figsize=(7, 3.3))
-    ends = {}
-    for (criterion, rows), colour in zip(table.groupby("criterion", sort=False), colours(table.criterion.unique())):
-        rows = rows.sort_values("share_removed")
-        ax.plot(rows.share_removed, rows.val_macro_f1, color=colour, marker="o")
-        ends[words(criterion)] = (rows.val_macro_f1.iloc[-1], colour)
-    if control is not None:
-        ax.plot(control.share_removed, control.val_macro_f1, color=COLOURS["teacher"], linestyle=":", marker="o", markersize=3)
-        ends["no head removed, as many epochs"] = (control.val_macro_f1.iloc[-1], COLOURS["teacher"])
-    label_ends(ax, ends | level(ax, start, "teacher", COLOURS["teacher"]) | level(ax, floor, FLOOR))
-    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set(xlabel="share of the heads removed", ylabel="macro-F1 on validation")
+    _scores_of_arms(ax, table, "share_removed", floor, start, control, "no head removed")
+    ax.set(xlabel="share of the heads removed")
+    return figure
+
+# %% ../../nbs/lib/04_plots.ipynb #191a5e82
+@styled
+def pruning_pays(
+    table, # DataFrame: criterion, layers_removed in [0, 1], val_macro_f1, times_faster
+    floor:float=None, start:float=None, control=None # as in `pruning_curve`, by layers_removed
+):
+    "Score, and below it speed, by the share of the layers' weights removed."
+    figure, (score, speed) = plt.subplots(2, 1, figsize=(7, 5.4), sharex=True)
+    _scores_of_arms(score, table, "layers_removed", floor, start, control, "nothing removed")
+    label_ends(speed, _arms(speed, table, "layers_removed", "times_faster"))
+    speed.set(xlabel="share of the layers' weights removed", ylabel="times faster than the teacher")
     return figure

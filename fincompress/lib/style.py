@@ -15,14 +15,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 # %% ../../nbs/lib/08_style.ipynb #ccf1b64d
 COLOURS = dict(baseline_tfidf="#8A8A8A", teacher="#1A1A1A", student_vanilla_kd="#56B4E9", student_intermediate_kd="#0072B2", student_ptq="#E69F00",
-    student_qat="#D55E00", pruned_teacher_30pct="#5CC8A0", pruned_teacher_50pct="#00734F", negative="#D55E00", neutral="#8A8A8A", positive="#0072B2",
-    entropy="#009E73", gradient="#CC79A7", random="#E69F00")
+    student_qat="#D55E00", pruned_teacher_30pct="#5CC8A0", pruned_teacher_50pct="#00734F", pruned_teacher_fast="#0B3D2E",
+    negative="#D55E00", neutral="#8A8A8A", positive="#0072B2", entropy="#009E73", gradient="#CC79A7", random="#E69F00",
+    neurons_gradient="#D55E00", neurons_magnitude="#56B4E9", neurons_random="#8A8A8A", heads_and_neurons="#0072B2")
 NAMES = dict(baseline_tfidf="TF-IDF, linear", teacher="Teacher", student_vanilla_kd="Student, vanilla KD",
     student_intermediate_kd="Student, intermediate KD", student_ptq="Student, int8 after training", student_qat="Student, int8 in training",
-    pruned_teacher_30pct="Pruned teacher, 30%", pruned_teacher_50pct="Pruned teacher, 50%",
+    pruned_teacher_30pct="Pruned teacher, 30%", pruned_teacher_50pct="Pruned teacher, 50%", pruned_teacher_fast="Pruned teacher, heads and neurons",
     bert_base_pytorch="BERT-base, PyTorch", bert_base_onnx="BERT-base, ONNX", bert_base_onnx_int8="BERT-base, ONNX int8",
     teacher_onnx_int8="Teacher, ONNX int8", static_embeddings="Static embeddings, linear",
-    entropy="Attention entropy", gradient="Gradient", random="Random")
+    entropy="Attention entropy", gradient="Gradient", random="Random", neurons_gradient="Neurons, gradient",
+    neurons_magnitude="Neurons, magnitude", neurons_random="Neurons, random", heads_and_neurons="Heads and neurons", control_distilled="Distilled, nothing removed")
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1A1A1A", "#8A8A8A")
 STYLE = {"font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": "#666666", "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E6E6E6", "grid.linewidth": 0.7,
@@ -67,7 +69,8 @@ def beside(ax, text:str, x, y, colour="#1A1A1A", xcoords="data"): # `xcoords`: "
 def label_ends(ax, ends:dict): # `ends`: text → (y, colour)
     "Write each text right of the axes at its height, none upon another."
     low, high = ax.get_ylim()
-    gap = (high - low)*1.25*plt.rcParams["font.size"]/(72*0.8*ax.figure.get_figheight())
+    rows = ax.get_subplotspec().get_gridspec().nrows
+    gap = (high - low)*1.25*plt.rcParams["font.size"]/(72*0.8*ax.figure.get_figheight()/rows)
     for (text, (_, colour)), place in zip(ends.items(), spread([y for y, _ in ends.values()], gap)):
         beside(ax, text, 1, place, colour, "axes fraction")
 
