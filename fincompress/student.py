@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EncoderConfig', 'SelfAttention', 'EncoderLayer', 'Embeddings', 'SentimentEncoder', 'to_bert_name', 'from_bert_names',
-           'to_bert_config', 'from_bert_config', 'from_hf', 'to_hf', 'save_encoder', 'load_encoder',
-           'parameters_by_part']
+           'to_bert_config', 'from_bert_config', 'from_hf', 'to_hf', 'save_encoder', 'load_encoder', 'layer_map',
+           'with_layers', 'with_pieces', 'parameters_by_part']
 
 # %% ../nbs/02_student.ipynb #ca67602c
 import re
@@ -204,6 +204,32 @@ def load_encoder(folder) -> SentimentEncoder: # in evaluation mode
     "Read an encoder from a checkpoint, verified and strict."
     config, tensors = load_checkpoint(folder)
     return fill(SentimentEncoder(from_bert_config(config)), from_bert_names(tensors), f"{folder}/model.safetensors").eval()
+
+# %% ../nbs/02_student.ipynb #a07f8b86
+def layer_map(student_layers:int, teacher_layers:int) -> dict[int, int]: # student layer → teacher layer, both from 0
+    "Evenly spaced teacher layers, the last for the last."
+    if student_layers > teacher_layers: raise ValueError(f"a student of {student_layers} layers cannot follow a teacher of {teacher_layers}: give it fewer layers")
+    return {i: (i + 1)*teacher_layers//student_layers - 1 for i in range(student_layers)}
+
+def with_layers(
+    model:SentimentEncoder, # stays as it is
+    layers # numbers of the layers to keep, in their new order
+) -> SentimentEncoder:
+    "A shallower encoder made of a model's own layers."
+    pick = lambda values: tuple(values[layer] for layer in layers)
+    config = replace(model.config, heads=pick(model.config.heads), intermediate_sizes=pick(model.config.intermediate_sizes))
+    tensors = {k: v for k, v in model.state_dict().items() if not k.startswith("layers.")}
+    for new, old in enumerate(layers): tensors |= {f"layers.{new}.{k}": v for k, v in model.layers[old].state_dict().items()}
+    return fill(SentimentEncoder(config), tensors, "the shallower encoder")
+
+def with_pieces(
+    model:SentimentEncoder, # stays as it is
+    kept:list # numbers of the word pieces to keep, in their new order
+) -> SentimentEncoder:
+    "An encoder with a part of the vocabulary; see `fincompress.lib.vocabulary`."
+    tensors = model.state_dict()
+    tensors["embeddings.words.weight"] = tensors["embeddings.words.weight"][kept]
+    return fill(SentimentEncoder(replace(model.config, vocab_size=len(kept))), tensors, "the encoder with fewer word pieces")
 
 # %% ../nbs/02_student.ipynb #1647bd41
 def parameters_by_part(model:SentimentEncoder) -> dict: # part → number of parameters

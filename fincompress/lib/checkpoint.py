@@ -53,11 +53,11 @@ def save_checkpoint(
 def read_info(folder) -> dict:
     "The record of a checkpoint, after each of its files was found and compared with its digest."
     folder = Path(folder)
-    if not (folder/INFO).is_file(): raise RunError(f"{folder} holds no checkpoint ({INFO} is missing): run the stage that makes it")
+    if not (folder/INFO).is_file(): raise RunError(f"{folder} holds no checkpoint ({INFO} is missing): run the stage that makes it, or fetch the folder again")
     info = read_json(folder/INFO)
     for name, wanted in info["files"].items():
-        if not (folder/name).is_file(): raise RunError(f"{folder/name} is missing: run the stage that makes this checkpoint again")
-        if file_digest(folder/name) != wanted: raise RunError(f"{folder/name} is damaged (its digest differs from {INFO}): run the stage that makes this checkpoint again")
+        if not (folder/name).is_file(): raise RunError(f"{folder/name} is missing: run the stage that makes this checkpoint again, or fetch the folder again")
+        if file_digest(folder/name) != wanted: raise RunError(f"{folder/name} is damaged (its digest differs from {INFO}): run the stage that makes this checkpoint again, or fetch the folder again")
     return info
 
 def load_checkpoint(folder) -> tuple[dict, dict]: # (config, name → tensor)

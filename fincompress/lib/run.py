@@ -207,7 +207,7 @@ def hardware() -> dict:
     except ImportError: gpu = None
     return dict(cpu=_cpu_name(), cores=os.cpu_count(), memory_gib=memory, gpu=gpu, system=f"{platform.system()} {platform.machine()}")
 
-def versions(packages=("torch", "transformers", "huggingface_hub", "tokenizers", "scikit-learn", "numpy", "pandas", "papermill")) -> dict:
+def versions(packages=("torch", "transformers", "huggingface_hub", "tokenizers", "scikit-learn", "numpy", "pandas", "onnx", "onnxruntime", "papermill")) -> dict:
     "Versions of Python, this package and those that decide the results; None for one that is not installed."
     def version(name):
         try: return importlib.metadata.version(name)
