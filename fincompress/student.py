@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['EncoderConfig', 'SelfAttention', 'EncoderLayer', 'Embeddings', 'SentimentEncoder', 'to_bert_name', 'from_bert_names',
            'to_bert_config', 'from_bert_config', 'from_hf', 'to_hf', 'save_encoder', 'load_encoder', 'layer_map',
-           'with_layers', 'with_pieces', 'parameters_by_part']
+           'with_layers', 'with_pieces', 'principal_directions', 'strongest', 'narrow_layer', 'narrow_norm', 'narrower',
+           'parameters_by_part']
 
 # %% ../nbs/02_student.ipynb #ca67602c
 import re
@@ -230,6 +231,52 @@ def with_pieces(
     tensors = model.state_dict()
     tensors["embeddings.words.weight"] = tensors["embeddings.words.weight"][kept]
     return fill(SentimentEncoder(replace(model.config, vocab_size=len(kept))), tensors, "the encoder with fewer word pieces")
+
+# %% ../nbs/02_student.ipynb #5466a037
+def principal_directions(
+    states, # hidden states [n, H]
+    size:int # directions
+): # [H, size], orthonormal columns, most variance first
+    "The directions in which hidden states vary most."
+    centred = states - states.mean(0)
+    return torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :size]
+
+def strongest(strength, count:int): # strength [n] → numbers [count], ascending
+    "The places of the largest values."
+    return strength.topk(count).indices.sort().values
+
+def narrow_layer(
+    layer:EncoderLayer, # stays as it is
+    basis, # [H, h], orthonormal columns
+    heads:int, intermediate_size:int # that stay
+) -> dict: # name → tensor
+    "A layer's weights for hidden states along fewer directions, with its strongest heads and neurons."
+    t, size = {k: v.detach() for k, v in layer.named_parameters()}, layer.attention.head_size
+    by_head = t["attention.output.weight"].norm(dim=0)*t["attention.value.weight"].norm(dim=1)
+    columns = (strongest(by_head.view(-1, size).square().sum(1), heads)[:, None]*size + torch.arange(size)).flatten()
+    neurons = strongest(t["up.weight"].norm(dim=1)*t["down.weight"].norm(dim=0), intermediate_size)
+    reads = {f"attention.{part}": columns for part in ("query", "key", "value")} | {"up": neurons}
+    writes = {"attention.output": columns, "down": neurons}
+    narrow = {f"{name}.weight": t[f"{name}.weight"][kept] @ basis for name, kept in reads.items()} | {f"{name}.bias": t[f"{name}.bias"][kept] for name, kept in reads.items()}
+    narrow |= {f"{name}.weight": basis.T @ t[f"{name}.weight"][:, kept] for name, kept in writes.items()} | {f"{name}.bias": t[f"{name}.bias"] @ basis for name in writes}
+    return narrow | {k: v for name in ("attention.norm", "norm") for k, v in narrow_norm(t, name, basis).items()}
+
+def narrow_norm(tensors:dict, name:str, basis) -> dict: # name → tensor
+    "A LayerNorm's weights along fewer directions: the bias projected, the factors averaged."
+    return {f"{name}.weight": tensors[f"{name}.weight"] @ basis.square(), f"{name}.bias": tensors[f"{name}.bias"] @ basis}
+
+def narrower(
+    model:SentimentEncoder, # stays as it is
+    basis, # [H, h], orthonormal columns: see `principal_directions`
+    heads:int, intermediate_size:int # of every layer
+) -> SentimentEncoder: # pooler and classifier are random
+    "A narrower encoder that begins with a model's weights, projected."
+    config = replace(model.config, hidden_size=basis.shape[1], heads=(heads,)*len(model.layers), intermediate_sizes=(intermediate_size,)*len(model.layers))
+    student, t = SentimentEncoder(config), model.state_dict()
+    tensors = student.state_dict() | {f"embeddings.{name}.weight": t[f"embeddings.{name}.weight"] @ basis for name in ("words", "positions", "segments")}
+    tensors |= narrow_norm(t, "embeddings.norm", basis)
+    for i, layer in enumerate(model.layers): tensors |= {f"layers.{i}.{k}": v for k, v in narrow_layer(layer, basis, heads, intermediate_size).items()}
+    return fill(student, tensors, "the narrower encoder")
 
 # %% ../nbs/02_student.ipynb #1647bd41
 def parameters_by_part(model:SentimentEncoder) -> dict: # part → number of parameters
