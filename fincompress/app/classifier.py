@@ -49,13 +49,13 @@ def model_folder(
 class Classifier:
     "Sentiment of English financial sentences, as an investor in the company would read them."
     def __init__(self,
-        model, # a folder that `fincompress export` wrote, or the name of such a folder on the Hub
+        model, # the folder of an exported model, or the name of such a folder on the Hub
         threads:int=None, # processor cores to use; None is all that this process may use
         batch_size:int=32, # sentences computed together where there are many
         revision:str=None # of a model on the Hub: a branch, tag or commit
     ):
-        for name, value in (("threads", threads), ("batch_size", batch_size)):
-            if value is not None and (not isinstance(value, int) or value < 1): raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
+        for name, value in (("threads", 1 if threads is None else threads), ("batch_size", batch_size)):
+            if not isinstance(value, int) or value < 1: raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
         self.model, self.batch_size = OnnxModel(model_folder(model, revision), threads), batch_size
 
     def __call__(self,
