@@ -107,7 +107,7 @@ except ImportError: print("no torch")
     assert helped.returncode == 0 and "run" in helped.stdout
 
 
-@pytest.mark.parametrize("wrong", [dict(threads=0), dict(threads=-1), dict(threads="2"), dict(batch_size=0), dict(batch_size=-1), dict(batch_size=1.5)])
+@pytest.mark.parametrize("wrong", [dict(threads=0), dict(threads=-1), dict(threads="2"), dict(batch_size=0), dict(batch_size=-1), dict(batch_size=1.5), dict(batch_size=None)])
 def test_numbers_that_make_no_sense(folder, wrong):
     with pytest.raises(ValueError, match=f"{[*wrong][0]} must be a whole number from 1"): Classifier(folder, **wrong)
 

@@ -49,7 +49,7 @@ def model_folder(
 class Classifier:
     "Sentiment of English financial sentences, as an investor in the company would read them."
     def __init__(self,
-        model, # a folder that `fincompress export` wrote, or the name of such a folder on the Hub
+        model, # the folder of an exported model, or the name of such a folder on the Hub
         threads:int=None, # processor cores to use; None is all that this process may use
         batch_size:int=32, # sentences computed together where there are many
         revision:str=None # of a model on the Hub: a branch, tag or commit

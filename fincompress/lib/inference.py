@@ -62,7 +62,7 @@ class OnnxModel:
     ):
         from tokenizers import Tokenizer
         self.folder, self.threads = Path(folder), threads or cores()
-        if "model.onnx" not in read_info(folder)["files"]: raise RunError(f"{folder} holds a model, but not as ONNX: export it with fincompress export")
+        if "model.onnx" not in read_info(folder)["files"]: raise RunError(f"{folder} holds a model, but not as ONNX: give the folder of one that was exported")
         config = read_json(self.folder/"config.json")
         self.labels = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
         self.tokenizer = Tokenizer.from_file(str(self.folder/"tokenizer.json"))
