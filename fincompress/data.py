@@ -7,7 +7,7 @@ __all__ = ['NUMBER', 'LICENCES', 'read_text', 'phrasebank_lines', 'score_label',
            'hub_files', 'hub_phrasebank', 'hub_fiqa', 'read_hub', 'read_table', 'read_source', 'clean',
            'near_duplicate_groups', 'split_sentences', 'leakage_audit', 'read_split', 'sentences']
 
-# %% ../nbs/00_data.ipynb #283928ca
+# %% ../nbs/00_data.ipynb #c4e86129
 import io, json, tempfile, zipfile
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from .lib.corpus import synthetic_corpus
 from .lib.hub import from_hub
 from .lib.run import RunError
 from .lib.tfidf import TfidfClassifier
-from .lib.batches import Sentences, tokenise
+from .lib.batches import NO_LABEL, Sentences, tokenise
 
 # %% ../nbs/00_data.ipynb #4ee2346a
 def read_text(path) -> str:
@@ -186,5 +186,5 @@ def read_split(stage, split:str) -> pd.DataFrame: # text, label (absent in trans
     return pd.read_csv(stage.input(f"data/{split}.csv"), keep_default_na=False)
 
 def sentences(frame:pd.DataFrame, tokenizer, max_length:int, **targets) -> Sentences: # targets: name → tensor [n, …]
-    "A split, tokenised, for training or predicting."
-    return Sentences(tokenise(frame.text, tokenizer, max_length), frame.label if "label" in frame else None, **targets)
+    "A split, or several together, tokenised, for training or predicting; what has no label gets `NO_LABEL`."
+    return Sentences(tokenise(frame.text, tokenizer, max_length), frame.label.fillna(NO_LABEL).astype(int) if "label" in frame else None, **targets)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['LARGEST', 'weight_scale', 'quantize_weight', 'on_grid', 'multiply_add', 'activation_range', 'int8_linear', 'pack',
            'Int8Linear', 'linear_layers', 'quantize', 'save_int8', 'load_int8', 'bytes_by_kind', 'blocks',
-           'sensitivity']
+           'sensitivity', 'with_pieces']
 
-# %% ../nbs/05_ptq.ipynb #dfe4174d
+# %% ../nbs/05_ptq.ipynb #b04a8fcd
 import copy, warnings
+from dataclasses import replace
 
 import pandas as pd, torch
 from torch import nn
@@ -157,3 +158,13 @@ def sensitivity(model, sentences) -> pd.DataFrame: # block, val_macro_f1, delta_
         return dict(block=block, val_macro_f1=f1, delta_macro_f1=f1 - f1_float, agreement=agreement(predicted(logits), predicted(exact)),
                     mean_logit_change=(logits - exact).abs().mean().item(), bytes_saved=size(model) - size(small))
     return pd.DataFrame([row(*block) for block in blocks(model).items()])
+
+# %% ../nbs/05_ptq.ipynb #f4efa877
+def with_pieces(
+    model:SentimentEncoder, # stays as it is
+    kept:list # numbers of the word pieces to keep, in their new order
+) -> SentimentEncoder: # in evaluation mode
+    "An encoder with a part of the vocabulary; see `fincompress.lib.vocabulary`."
+    tensors = model.state_dict()
+    tensors["embeddings.words.weight"] = tensors["embeddings.words.weight"][kept]
+    return fill(SentimentEncoder(replace(model.config, vocab_size=len(kept))), tensors, "the encoder with fewer word pieces").eval()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HALO', 'PLACES', 'latency_distributions', 'free_place', 'label_points', 'pareto', 'unscored', 'score_by_latency',
-           'panels', 'confusion_matrices', 'reliability']
+           'panels', 'confusion_matrices', 'reliability', 'ablation_steps']
 
 # %% ../../nbs/lib/09_comparison.ipynb #dc2bac87
 import matplotlib.pyplot as plt, numpy as np
@@ -159,4 +159,26 @@ def reliability(
         ax.set(xlim=(0, 1.03), ylim=(0, 1.03), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     figure.supxlabel("confidence", fontsize=9)
     figure.supylabel("accuracy", fontsize=9)
+    return figure
+
+# %% ../../nbs/lib/09_comparison.ipynb #6d86f83b
+@styled
+def ablation_steps(
+    table, # DataFrame: step, val_macro_f1; a step may occur several times, for several seeds
+    floor:float=None, teacher:float=None # scores to compare with
+):
+    "Score after each step of a recipe: dots for single trainings, a line through their means."
+    means = table.groupby("step", sort=False).val_macro_f1.mean()
+    figure, ax = plt.subplots(figsize=(7, 1 + 0.32*len(means)))
+    ax.plot(means, range(len(means)), color=COLOURS["student_narrow"])
+    ax.plot(table.val_macro_f1, means.index.get_indexer(table.step), "o", color=COLOURS["student_narrow"])
+    for place, mean in enumerate(means): beside(ax, f"{mean:.3f}", 1, place, xcoords="axes fraction")
+    for value, text, colour in ((floor, FLOOR, COLOURS["baseline_tfidf"]), (teacher, "teacher", COLOURS["teacher"])):
+        if value is None: continue
+        ax.axvline(value, color=colour, linestyle=(0, (4, 3)), linewidth=1.1, zorder=1)
+        ax.annotate(f"{text} {value:.3f}", (value, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points", ha="center", color=ink(colour))
+    ax.set_yticks(range(len(means)), [step if place == 0 else f"+ {step}" for place, step in enumerate(means.index)])
+    ax.set_xlabel("macro-F1 on validation")
+    ax.grid(axis="y", visible=False)
+    ax.invert_yaxis()
     return figure

@@ -16,11 +16,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 # %% ../../nbs/lib/08_style.ipynb #ccf1b64d
 COLOURS = dict(baseline_tfidf="#8A8A8A", teacher="#1A1A1A", student_vanilla_kd="#56B4E9", student_intermediate_kd="#0072B2", student_ptq="#E69F00",
     student_qat="#D55E00", pruned_teacher_30pct="#5CC8A0", pruned_teacher_50pct="#00734F", pruned_teacher_fast="#0B3D2E",
+    student_wide="#CC79A7", student_narrow="#8E3B7C", student_wide_int8="#E7298A", student_narrow_int8="#5E1552",
     negative="#D55E00", neutral="#8A8A8A", positive="#0072B2", entropy="#009E73", gradient="#CC79A7", random="#E69F00",
     neurons_gradient="#D55E00", neurons_magnitude="#56B4E9", neurons_random="#8A8A8A", heads_and_neurons="#0072B2")
 NAMES = dict(baseline_tfidf="TF-IDF, linear", teacher="Teacher", student_vanilla_kd="Student, vanilla KD",
     student_intermediate_kd="Student, intermediate KD", student_ptq="Student, int8 after training", student_qat="Student, int8 in training",
     pruned_teacher_30pct="Pruned teacher, 30%", pruned_teacher_50pct="Pruned teacher, 50%", pruned_teacher_fast="Pruned teacher, heads and neurons",
+    student_wide="Deployed student, wide", student_narrow="Deployed student, narrow", student_wide_int8="Deployed student, wide, int8", student_narrow_int8="Deployed student, narrow, int8",
     bert_base_pytorch="BERT-base, PyTorch", bert_base_onnx="BERT-base, ONNX", bert_base_onnx_int8="BERT-base, ONNX int8",
     teacher_onnx_int8="Teacher, ONNX int8", static_embeddings="Static embeddings, linear",
     entropy="Attention entropy", gradient="Gradient", random="Random", neurons_gradient="Neurons, gradient",
