@@ -36,7 +36,7 @@ def check_kind(source:Path, to:str) -> str: # `to`: onnx or torch; gives the che
         raise RunError(f"{source.name} is a linear model and no encoder: it cannot be exported; fincompress.lib.tfidf.TfidfClassifier.load opens it")
     if to == "torch" and kind != "bert":
         raise RunError(f"{source.name} is of type {kind}, and transformers opens float encoders with equal layers only: export it with --to onnx")
-    if kind not in (*READERS, "fincompress-onnx"): raise RunError(f"{source} holds a model of unknown type {kind!r}: known are {', '.join(READERS)}")
+    if kind not in READERS: raise RunError(f"{source} holds a model of unknown type {kind!r}: known are {', '.join(READERS)}")
     return kind
 
 # %% ../../nbs/app/04_export.ipynb #1ee31e2e

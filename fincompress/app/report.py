@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'LAYOUT', 'PAGE', 'QUESTION', 'FOLD', 'notebook_file', 'unfinished_cell', 'stage_problem', 'check_complete',
-           'parameter_rows', 'parameter_table', 'stage_section', 'results_table', 'floor_sentence', 'duration',
-           'run_facts', 'run_notes', 'folded_parameters', 'first_page', 'contents_list', 'machine_folders',
+           'parameter_rows', 'parameter_table', 'stage_section', 'results_table', 'seeds_table', 'floor_sentence',
+           'duration', 'run_facts', 'run_notes', 'folded_parameters', 'first_page', 'contents_list', 'machine_folders',
            'style_sheet', 'write_report', 'run_summary', 'readme', 'write_readme']
 
 # %% ../../nbs/app/01_report.ipynb #000d57d1
@@ -97,6 +97,16 @@ def results_table(run_dir, mark="<strong>{}</strong>"): # `mark`: how the best v
         "95th percentile (ms)": shown(raw.latency_ms_p95, "{:.2f}", raw.latency_ms_p95.min()),
         "Times faster": shown(teacher.latency_ms_p50 / raw.latency_ms_p50, "{:.1f}")})
 
+def seeds_table(run_dir) -> pd.DataFrame|None: # None: the run has one seed
+    "Mean and range over all seeds as a table of texts, from results/summary.csv."
+    file = Path(run_dir)/"results/summary.csv"
+    if not file.exists(): return None
+    raw = pd.read_csv(file)
+    def shown(column, form):
+        return [f"{form} ({form} to {form})".format(*row) for row in raw[[f"{column}_{part}" for part in ("mean", "min", "max")]].to_numpy()]
+    return pd.DataFrame({"Variant": raw.variant.map(html.escape), "Seeds": raw.seeds.map(str), "Macro-F1 on validation": shown("val_macro_f1", "{:.3f}"), "Macro-F1 on test": shown("test_macro_f1", "{:.3f}"),
+        "From the teacher of the same seed": shown("delta_macro_f1_vs_teacher", "{:+.3f}"), "From the floor": shown("delta_macro_f1_vs_floor", "{:+.3f}")})
+
 def floor_sentence(run_dir) -> str:
     "Which compressed variants beat the linear model and which do not, in words."
     means = pd.read_csv(Path(run_dir)/"results/benchmark_results.csv").groupby("variant", sort=False).mean(numeric_only=True)
@@ -140,7 +150,9 @@ def first_page(run_dir) -> str:
     "The report's opening as HTML: results, the floor, notes, circumstances, parameters."
     facts = pd.DataFrame([(name, html.escape(text)) for name, text in run_facts(run_dir).items()], columns=["", " "])
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in run_notes(run_dir))
-    return (f'<h2 id="results">Results</h2>{html_table(results_table(run_dir), "results")}<p>{floor_sentence(run_dir)}</p>{notes}'
+    seeds = seeds_table(run_dir)
+    over_seeds = "" if seeds is None else f'<h3>Over all seeds: mean, and least to largest</h3>{html_table(seeds, "results")}'
+    return (f'<h2 id="results">Results</h2>{html_table(results_table(run_dir), "results")}<p>{floor_sentence(run_dir)}</p>{over_seeds}{notes}'
             f'<h2 id="circumstances">How this run was made</h2>{html_table(facts, "facts")}'
             f'<h2 id="parameters">Stages and their parameters</h2>{"".join(folded_parameters(run_dir, stage) for stage in STAGES)}')
 
