@@ -4,6 +4,7 @@ from pathlib import Path
 import nbformat, pytest
 from fincompress.app import pipeline
 from fincompress.app.parameters import stage_parameters
+from fincompress.app.seeds import run_seeds
 from fincompress.lib.run import RunError
 from conftest import DATA, STAGES, TEACHER
 
@@ -222,3 +223,16 @@ def test_killed_after_publishing_the_notebook_is_still_stored(done):
     place.rename(partial)
     partial.write_text(partial.read_text()[:200])   # killed while it was written
     assert done.study() == [] and not place.exists()
+
+# ---- several seeds
+
+def test_further_seeds_run_in_folders_of_their_own(project):
+    profile = project.root/"profiles/mine.yaml"
+    profile.write_text(profile.read_text() + "further_seeds:\n  seeds: [43]\n  teacher: {epochs: 2}\n")
+    executed = run_seeds(project.run_dir, project.root, "mine", ["learning_rate=1e-3"], [44], stages=STAGES)
+    assert executed == {43: list(STAGES), 44: list(STAGES)}
+    records = {seed: json.loads((project.run_dir/f"seeds/{seed}/stages/01_teacher.json").read_text())["parameters"] for seed in executed}
+    assert records == {seed: {"epochs": 2, "learning_rate": 1e-3, "seed": seed, "limit": None} for seed in executed}
+    assert json.loads((project.run_dir/"seeds/43/stages/00_data.json").read_text())["parameters"]["seed"] == 42 # the data stay as they are
+    assert run_seeds(project.run_dir, project.root, "mine", ["learning_rate=1e-3"], [44], stages=STAGES) == {43: [], 44: []}
+    with pytest.raises(RunError, match="seed 42 is the run's own"): run_seeds(project.run_dir, project.root, "mine", [], [42], stages=STAGES)

@@ -9,7 +9,7 @@ from fincompress.lib.run import STAGES, file_digest
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT/"outputs"/"smoke"
 VARIANTS = ["baseline_tfidf", "teacher", "student_vanilla_kd", "student_intermediate_kd", "student_ptq", "student_qat", "pruned_teacher_30pct", "pruned_teacher_50pct",
-            "pruned_teacher_fast"]
+            "pruned_teacher_fast", "student_wide", "student_narrow", "student_wide_int8", "student_narrow_int8"]
 COLUMNS = """variant technique num_parameters size_bytes val_macro_f1 test_macro_f1 test_macro_f1_low test_macro_f1_high test_accuracy f1_negative
 f1_neutral f1_positive delta_macro_f1_vs_teacher agreement_with_teacher expected_calibration_error latency_ms_p50 latency_ms_p95 latency_ms_p99
 latency_padded_ms_p50 throughput_per_s peak_rss_mb runtime threads""".split()
@@ -38,7 +38,8 @@ def test_every_stage_and_file_is_there(smoke):
     assert {p.name for p in (smoke/"checkpoints").iterdir()} == {*VARIANTS, "student_init"}
     assert not list(smoke.rglob("*.tmp")) and not list((smoke/"unfinished").glob("*"))
     for path in smoke.glob("checkpoints/*"):
-        assert {"model.safetensors", "config.json", "checkpoint_info.json"} <= {p.name for p in path.iterdir()}
+        model = "model.onnx" if path.name in ("student_wide_int8", "student_narrow_int8") else "model.safetensors"
+        assert {model, "config.json", "checkpoint_info.json"} <= {p.name for p in path.iterdir()}
 
 
 def test_the_results_table(smoke):
@@ -51,6 +52,33 @@ def test_the_results_table(smoke):
         assert int(row["size_bytes"]) == info["size_bytes"] == on_disk and int(row["num_parameters"]) == info["num_parameters"]
         assert 0 <= float(row["test_macro_f1_low"]) <= float(row["test_macro_f1"]) <= float(row["test_macro_f1_high"]) <= 1
         assert row["variant"] in json.dumps(raw)
+
+
+def test_what_is_deployed_opens_without_the_study_and_answers_as_the_benchmark_says(smoke):
+    "The int8 checkpoint with Classifier, the float one with transformers."
+    from sklearn.metrics import f1_score
+    from transformers import pipeline
+    from fincompress import Classifier
+    test = list(csv.DictReader((smoke/"data/test.csv").open()))
+    row = next(r for r in csv.DictReader((smoke/"results/benchmark_results.csv").open()) if r["variant"] == "student_narrow_int8")
+    answers = [answer["label"] for answer in Classifier(smoke/"checkpoints/student_narrow_int8")([r["text"] for r in test])]
+    labels = [("negative", "neutral", "positive")[int(r["label"])] for r in test]
+    assert f1_score(labels, answers, average="macro", labels=["negative", "neutral", "positive"], zero_division=0) == pytest.approx(float(row["test_macro_f1"]))
+    (answer,) = pipeline("text-classification", model=str(smoke/"checkpoints/student_wide"))("Profit rose")
+    assert answer["label"] in ("negative", "neutral", "positive")
+
+
+def test_tables_of_what_is_deployed(smoke):
+    read = lambda name: list(csv.DictReader((smoke/f"results/{name}.csv").open()))
+    steps = read("deployed")
+    assert [r["variant"] for r in steps] == ["student_wide"]*3 + ["student_narrow"]*3 and int(steps[2]["model_bytes"]) < int(steps[0]["model_bytes"])/3
+    vocabulary = {r["what"]: float(r["value"]) for r in read("vocabulary")}
+    assert vocabulary["pieces_in_vocabulary_after"] < vocabulary["pieces_in_vocabulary_before"] and vocabulary["unknown_after"] <= vocabulary["unknown_before"] and vocabulary["pieces_after"] >= vocabulary["pieces_before"]
+    peers = {r["name"]: r for r in read("peers")}
+    assert {"bert_base_pytorch", "bert_base_onnx", "bert_base_onnx_int8", "teacher_onnx_int8", "static_embeddings", "baseline_tfidf", "student_wide_pytorch", "student_wide_onnx", "student_narrow_int8_onnx"} <= {*peers}
+    assert {name for name, r in peers.items() if r["trained"] == "False"} == {"bert_base_pytorch", "bert_base_onnx", "bert_base_onnx_int8"} # no score for random weights
+    assert all((r["test_macro_f1"] == "") == (r["trained"] == "False") for r in peers.values())
+    assert len(read("ablation")) == 7 and len(read("training_speed")) == 4 and all(float(r["published_ms"]) > 0 for r in read("training_speed"))
 
 
 def test_int8_weighs_its_packed_weights_and_pruned_is_smaller(smoke):

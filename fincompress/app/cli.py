@@ -42,8 +42,10 @@ def report_file(run_dir) -> Path:
 
 def run_further(run_dir, profile:str, overrides, seeds, force:bool, progress) -> bool: # whether anything was run
     "Run the further seeds of a profile and of the command line."
-    from fincompress.app.seeds import run_seeds
-    return run_seeds(run_dir, project_root(), profile, overrides, seeds, lambda seed: typer.echo(f"further seed {seed}", err=True), force=force, progress=progress)
+    from fincompress.app.seeds import run_seeds, write_summary
+    executed = run_seeds(run_dir, project_root(), profile, overrides, seeds, lambda seed: typer.echo(f"further seed {seed}", err=True), STAGES, force=force, progress=progress)
+    if executed: write_summary(run_dir)
+    return any(executed.values())
 
 @app.command()
 def run(

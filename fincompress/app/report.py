@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'LAYOUT', 'PAGE', 'QUESTION', 'FOLD', 'notebook_file', 'unfinished_cell', 'stage_problem', 'check_complete',
-           'parameter_rows', 'parameter_table', 'stage_section', 'results_table', 'seeds_table', 'floor_sentence',
-           'duration', 'run_facts', 'run_notes', 'folded_parameters', 'first_page', 'contents_list', 'machine_folders',
-           'style_sheet', 'write_report', 'run_summary', 'readme', 'write_readme']
+           'parameter_rows', 'parameter_table', 'stage_section', 'results_table', 'peers_table', 'seeds_table',
+           'floor_sentence', 'duration', 'run_facts', 'run_notes', 'folded_parameters', 'first_page', 'contents_list',
+           'machine_folders', 'style_sheet', 'write_report', 'pipe_table', 'run_summary', 'readme', 'write_readme']
 
-# %% ../../nbs/app/01_report.ipynb #000d57d1
+# %% ../../nbs/app/01_report.ipynb #0c832130
 import html, re, tempfile
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ from traitlets.config import Config
 from .pages import html_table, notebook_part, readable, without_paths
 from .parameters import notebook_parameters
 from .pipeline import own_kernel
+from ..lib.peers import peer_name
 from ..lib.run import RunError, STAGES, project_root, read_json, stage_file, write_text
 
 # %% ../../nbs/app/01_report.ipynb #b13a4f9b
@@ -97,6 +98,19 @@ def results_table(run_dir, mark="<strong>{}</strong>"): # `mark`: how the best v
         "95th percentile (ms)": shown(raw.latency_ms_p95, "{:.2f}", raw.latency_ms_p95.min()),
         "Times faster": shown(teacher.latency_ms_p50 / raw.latency_ms_p50, "{:.1f}")})
 
+def peers_table(run_dir, mark="<strong>{}</strong>") -> pd.DataFrame|None: # None: there is no such comparison
+    "What is deployed beside what a person could use instead, as a table of texts, from results/peers.csv."
+    file = Path(run_dir)/"results/peers.csv"
+    if not file.exists(): return None
+    raw = pd.read_csv(file)
+    raw = raw[~raw.ours | raw.name.str.contains("int8")].sort_values("latency_ms_p50")
+    name = [mark.format(text) if ours else text for text, ours in zip(raw.name.map(peer_name), raw.ours)]
+    def shown(values, form): return ["–" if pd.isna(value) else form.format(value) for value in values]
+    interval = [f" ({low:.3f} to {high:.3f})" if trained else ", random weights" for low, high, trained in zip(raw.test_macro_f1_low, raw.test_macro_f1_high, raw.trained)]
+    return pd.DataFrame({"Model": name, "Runtime": raw.runtime, "Size (MB)": shown(raw.size_bytes/1e6, "{:.1f}"), "Macro-F1 on test (95% interval)": [a + b for a, b in zip(shown(raw.test_macro_f1, "{:.3f}"), interval)],
+        "Text to label (ms)": shown(raw.latency_ms_p50, "{:.2f}"), "Times faster than BERT-base, padded": shown(raw.times_faster, "{:.1f}"), "Sentences a second": shown(raw.throughput_per_s, "{:,.0f}"),
+        "Times more than BERT-base, padded": shown(raw.times_throughput, "{:.1f}")})
+
 def seeds_table(run_dir) -> pd.DataFrame|None: # None: the run has one seed
     "Mean and range over all seeds as a table of texts, from results/summary.csv."
     file = Path(run_dir)/"results/summary.csv"
@@ -150,9 +164,10 @@ def first_page(run_dir) -> str:
     "The report's opening as HTML: results, the floor, notes, circumstances, parameters."
     facts = pd.DataFrame([(name, html.escape(text)) for name, text in run_facts(run_dir).items()], columns=["", " "])
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in run_notes(run_dir))
-    seeds = seeds_table(run_dir)
+    peers, seeds = peers_table(run_dir), seeds_table(run_dir)
+    instead = "" if peers is None else f'<h3>Deployed, and what one could use instead</h3>{html_table(peers, "results")}'
     over_seeds = "" if seeds is None else f'<h3>Over all seeds: mean, and least to largest</h3>{html_table(seeds, "results")}'
-    return (f'<h2 id="results">Results</h2>{html_table(results_table(run_dir), "results")}<p>{floor_sentence(run_dir)}</p>{over_seeds}{notes}'
+    return (f'<h2 id="results">Results</h2>{html_table(results_table(run_dir), "results")}<p>{floor_sentence(run_dir)}</p>{instead}{over_seeds}{notes}'
             f'<h2 id="circumstances">How this run was made</h2>{html_table(facts, "facts")}'
             f'<h2 id="parameters">Stages and their parameters</h2>{"".join(folded_parameters(run_dir, stage) for stage in STAGES)}')
 
@@ -226,15 +241,19 @@ def write_report(run_dir) -> Path: # a finished run's directory
     write_text(run_dir/"report.html", page)
     return run_dir/"report.html"
 
-# %% ../../nbs/app/01_report.ipynb #9ca3a5ad
+# %% ../../nbs/app/01_report.ipynb #05f2a9bd
+def pipe_table(table) -> str: # cells are Markdown already
+    "A table of texts in Markdown."
+    return "\n".join("| " + " | ".join(row) + " |" for row in [table.columns, ["---"]*len(table.columns), *table.values.tolist()])
+
 def run_summary(run_dir) -> str:
     "A finished run as Markdown: date, hardware, results and the floor; a plain sentence where there is no run."
     if not (Path(run_dir)/"results/benchmark_results.csv").exists(): return "No reference run is here yet: `make study` makes one of your own."
-    facts, table = run_facts(run_dir), results_table(run_dir, mark="**{}**")
-    lines = ["| " + " | ".join(row) + " |" for row in [table.columns, ["---"] * len(table.columns), *table.values.tolist()]]
-    notes = [f"> {note}" for note in run_notes(run_dir)]
+    facts, tables = run_facts(run_dir), [peers_table(run_dir, "**{}**"), results_table(run_dir, "**{}**"), seeds_table(run_dir)]
+    titles = ["**What is deployed, and what one could use instead**, all in one process taking turns:", "**Every variant of the study:**", "**Over all seeds**, mean and range:"]
+    parts = [part for title, table in zip(titles, tables) if table is not None for part in (title, pipe_table(table))]
     made = f"Finished {facts['Finished']} on {facts['Hardware']}; profile {facts['Profile']}, seed {facts['Seed']}, {facts['Duration']} in all."
-    return "\n\n".join([made, "\n".join(lines), floor_sentence(run_dir), *notes])
+    return "\n\n".join([made, *parts, floor_sentence(run_dir), *(f"> {note}" for note in run_notes(run_dir))])
 
 def readme(root) -> str: # the repository's folder
     "The text of README.md: `nbs/index.ipynb` executed and converted to Markdown."

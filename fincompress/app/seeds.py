@@ -20,10 +20,10 @@ def seed_folder(run_dir, seed:int) -> Path:
     "The run directory of a further seed."
     return Path(run_dir)/"seeds"/str(seed)
 
-def seed_overrides(parameters:dict, changes:dict, overrides, seed:int) -> list[str]: # parameters: of `stage_parameters`; changes: stage → {name: value}
+def seed_overrides(parameters:dict, changes:dict, overrides, seed:int, data:str=STAGES[0]) -> list[str]: # parameters: of `stage_parameters`; changes: stage → {name: value}; data: the stage that keeps its seed
     "The overrides of a further seed, as texts like those of the command line."
     first = [f"{stage}.{name}={json.dumps(value)}" for stage, values in changes.items() for name, value in values.items()]
-    return [*first, *overrides, *(f"{stage}.seed={seed}" for stage, values in parameters.items() if "seed" in values and stage != STAGES[0])]
+    return [*first, *overrides, *(f"{stage}.seed={seed}" for stage, values in parameters.items() if "seed" in values and stage != data)]
 
 def run_seeds(
     run_dir, # of the first seed
@@ -31,17 +31,18 @@ def run_seeds(
     profile:str, overrides=(), # as for `run_study`
     seeds=(), # further than the profile's own
     begun=lambda seed: None, # called before each
+    stages=STAGES, # all stages, in order
     **options # further arguments of `run_study`
-) -> bool: # whether anything was run
-    "Bring the studies of all further seeds up to date, and write their summary beside the first one's results."
-    own, changes = load_profile_seeds(profile_file(profile, root))
-    wanted, parameters, ran = list(dict.fromkeys([*own, *seeds])), stage_parameters(root, profile, overrides), False
-    if parameters[STAGES[-1]].get("seed") in wanted: raise RunError(f"seed {parameters[STAGES[-1]]['seed']} is the run's own: choose other further seeds")
+) -> dict[int, list[str]]: # seed → stages that were executed
+    "Bring the studies of all further seeds up to date."
+    own, changes = load_profile_seeds(profile_file(profile, root), stages)
+    wanted, parameters, executed = list(dict.fromkeys([*own, *seeds])), stage_parameters(root, profile, overrides, stages), {}
+    taken = {values["seed"] for stage, values in parameters.items() if "seed" in values and stage != stages[0]} & {*wanted}
+    if taken: raise RunError(f"seed {min(taken)} is the run's own: choose other further seeds")
     for seed in wanted:
         begun(seed)
-        ran |= bool(run_study(seed_folder(run_dir, seed), profile, seed_overrides(parameters, changes, overrides, seed), root=root, **options))
-    if wanted: write_summary(run_dir)
-    return ran
+        executed[seed] = run_study(seed_folder(run_dir, seed), profile, seed_overrides(parameters, changes, overrides, seed, stages[0]), root=root, stages=stages, **options)
+    return executed
 
 # %% ../../nbs/app/05_seeds.ipynb #fef7ab1b
 SUMMED = ("val_macro_f1", "test_macro_f1", "delta_macro_f1_vs_teacher", "delta_macro_f1_vs_floor")

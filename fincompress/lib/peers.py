@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WAYS', 'Peer', 'word_pieces', 'linear_peer', 'bert_shape', 'in_folder', 'pytorch_peer', 'plain_onnx', 'plain_int8',
            'onnx_peer', 'exported_peer', 'best_head', 'static_embeddings', 'static_peer', 'time_peers',
-           'peer_throughput', 'with_ratios']
+           'peer_throughput', 'peer_name', 'with_ratios']
 
-# %% ../../nbs/lib/14_peers.ipynb #3f38e4ba
+# %% ../../nbs/lib/14_peers.ipynb #e883e2ea
 import shutil, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 from .checkpoint import LABELS, folder_size, load_tokenizer, read_info
 from .inference import OnnxModel, open_session, padded, run_padded
 from .metrics import measure_latency, scores, throughput
+from .style import NAMES, words
 
 # %% ../../nbs/lib/14_peers.ipynb #380b0d87
 @dataclass
@@ -178,7 +179,12 @@ def peer_throughput(peer, texts, batch_size:int, passes:int, pad_to:int=0) -> fl
     "How many sentences a second a peer gets through, tokenising included, in batches of similar length."
     return throughput(lambda texts: peer.logits(texts, batch_size, pad_to), [list(texts)], passes)
 
-# %% ../../nbs/lib/14_peers.ipynb #e767eb13
+# %% ../../nbs/lib/14_peers.ipynb #d0551554
+def peer_name(name:str) -> str: # of a peer or, with _onnx or _pytorch behind it, of a checkpoint
+    "A peer's name as a person would say it."
+    variant, _, way = name.rpartition("_")
+    return NAMES[name] if name in NAMES else f"{words(variant)}, {dict(onnx='ONNX', pytorch='PyTorch').get(way, way)}"
+
 def with_ratios(
     table, # DataFrame: name, latency_ms_p50, model_ms_p50, latency_padded_ms_p50, model_padded_ms_p50, throughput_per_s, throughput_padded_per_s
     reference:str, careful:str # the peers in the denominators: the first padded, the second at real length
