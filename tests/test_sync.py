@@ -1,8 +1,10 @@
 """The modules are what the notebooks export, and the notebooks are clean: both ways, file by file."""
-import ast, filecmp, os, re, shutil, subprocess, sys
+import ast, filecmp, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
+
+from fincompress.lib.run import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -88,3 +90,9 @@ def test_every_stage_notebook_has_its_parameters_and_an_h1():
         assert "".join(cells[0]["source"]).startswith("# "), path
         if path.parent == ROOT/"nbs" and path.name[0].isdigit():
             assert sum("parameters" in c["metadata"].get("tags", []) for c in cells) == 1, path
+
+
+def test_every_stage_begins_with_the_same_guarded_install_on_colab():
+    cells = [[c for c in json.loads((ROOT/f"nbs/{stage}.ipynb").read_text())["cells"] if c["cell_type"] == "code"][0] for stage in STAGES]
+    assert {"".join(c["source"]) for c in cells} == {"".join(cells[0]["source"])} and all(c["metadata"].get("tags") == ["colab"] for c in cells)
+    assert '"google.colab" in sys.modules' in "".join(cells[0]["source"])

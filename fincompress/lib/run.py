@@ -73,10 +73,10 @@ def project_root() -> Path:
         if (folder/"nbs").is_dir() and (folder/"settings.ini").is_file(): return folder
     raise RunError("the notebooks are not here: run this inside a clone of the FinCompress repository")
 
-def code_cells(notebook, skip_tag="parameters") -> list[str]:
-    "The sources of a notebook file's code cells, without those tagged `skip_tag`."
+def code_cells(notebook, skipped=("parameters", "colab")) -> list[str]:
+    "The sources of a notebook file's code cells, without those that have a tag in `skipped`: values are recorded apart, and installing computes nothing."
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code" and skip_tag not in c["metadata"].get("tags", [])]
+    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code" and not {*skipped} & {*c["metadata"].get("tags", [])}]
 
 def _without_docstrings(tree):
     "The syntax tree with every statement removed that is only a string."
