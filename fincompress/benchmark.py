@@ -111,11 +111,12 @@ def time_variants(
     texts, # sentences; the calls go through them in order
     warmup:int, timed:int, # calls of each variant, uncounted and counted
     seed:int, # of the order in which they take turns
-    pad_to:int=0 # least length in word pieces
+    pad_to:int=0, # least length in word pieces
+    **turns # block and settling of `measure_latency`
 ) -> dict[str, list[float]]: # variant → milliseconds
     "Time `classify`, sentence by sentence, the variants taking turns."
     texts = list(texts)
-    return measure_latency({name: lambda row, v=v: v.classify(texts[row], pad_to) for name, v in variants.items()}, len(texts), warmup, timed, seed)
+    return measure_latency({name: lambda row, v=v: v.classify(texts[row], pad_to) for name, v in variants.items()}, len(texts), warmup, timed, seed, **turns)
 
 # %% ../nbs/08_benchmark.ipynb #bce49438
 WITH_TORCH = """from transformers import AutoTokenizer

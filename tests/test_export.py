@@ -15,7 +15,7 @@ from fincompress.lib.metrics import probabilities
 from fincompress.lib.run import RunError, digest, files_below, write_csv, write_json
 from fincompress.lib.tfidf import TfidfClassifier
 from fincompress.lib.training import cross_entropy, fit
-from fincompress.pruning import remove_heads
+from fincompress.pruning import remove_units
 from fincompress.ptq import quantize, save_int8
 from fincompress.student import EncoderConfig, SentimentEncoder, save_encoder
 
@@ -57,7 +57,7 @@ def run(tmp_path_factory):
     record = dict(metrics=dict(val_macro_f1=0.9, val_accuracy=0.9, val_f1_negative=0.9, val_f1_neutral=0.9, val_f1_positive=0.9), hyperparameters=dict(max_length=16), inputs={}, tokenizer=tokenizer)
     teacher, student = trained(tokenizer, train, val, 2), trained(tokenizer, train, val, 1)
     for name, save, model in (("teacher", save_encoder, teacher), ("student_vanilla_kd", save_encoder, student), ("student_ptq", save_int8, quantize(student)),
-                              ("pruned_teacher_30pct", save_encoder, remove_heads(teacher, {1: [0]}))): save(model, folder/"checkpoints"/name, technique=f"made as {name}", **record)
+                              ("pruned_teacher_30pct", save_encoder, remove_units(teacher, {"heads": {1: [0]}}))): save(model, folder/"checkpoints"/name, technique=f"made as {name}", **record)
     TfidfClassifier(1, 2).fit(train.text, train.label, strength=10., seed=0).save(folder/"checkpoints/baseline_tfidf", technique="linear", **{**record, "tokenizer": None})
     write_benchmark(folder)
     return folder

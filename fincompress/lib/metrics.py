@@ -127,20 +127,23 @@ def measure_latency(
     items:int, # sentences; round after round takes the next
     warmup:int=50, timed:int=500, # calls of each variant, uncounted and counted
     seed:int=0, # of the order in each round
-    fewer:dict=None # variant → its counted calls, where one takes long; they are spread evenly over the rounds
+    fewer:dict=None, # variant → its counted calls, where one takes long; they are spread evenly over the rounds
+    block:int=1, # counted calls in a turn
+    settling:int=0 # uncounted calls before them, in each turn
 ) -> dict[str, list[float]]: # variant → milliseconds of each counted call
     "Time single calls; variants take turns within each round."
-    order, times = random.Random(seed), {name: [] for name in calls}
-    due = lambda name, turn: (turn + 1)*counts[name]//timed > turn*counts[name]//timed
+    order, times, rounds, before = random.Random(seed), {name: [] for name in calls}, -(-timed//block), -(-warmup//block)
     counts = {name: min(timed, (fewer or {}).get(name, timed)) for name in calls}
+    def share(name, turn): return (turn + 1)*counts[name]//rounds - turn*counts[name]//rounds
     with no_garbage_collection():
-        for turn in range(warmup + timed):
-            taking_part = [name for name in calls if due(name, turn - warmup)]
+        for turn in range(-before, rounds):
+            taking_part = [name for name in calls if share(name, turn)]
             for name in order.sample(taking_part, len(taking_part)):
-                begun = time.perf_counter_ns()
-                calls[name](turn % items)
-                passed = time.perf_counter_ns() - begun
-                if turn >= warmup: times[name].append(passed/1e6)
+                for i in range(-min(settling, share(name, turn)), share(name, turn)):
+                    begun = time.perf_counter_ns()
+                    calls[name](((turn + before)*block + i) % items)
+                    passed = time.perf_counter_ns() - begun
+                    if turn >= 0 and i >= 0: times[name].append(passed/1e6)
     return times
 
 def latency_summary(milliseconds) -> dict: # p50, p95, p99 in ms

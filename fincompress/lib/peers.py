@@ -161,19 +161,21 @@ def time_peers(
     warmup:int, timed:int, # calls, uncounted and counted
     pad_to:int, # word pieces of a padded sentence
     seed:int, # of the order in which they take turns
-    fewer:dict=None # name → counted calls of a slow peer
+    fewer:dict=None, # name → counted calls of a slow peer
+    ways=tuple(WAYS), # those that are timed
+    **turns # block and settling of `measure_latency`
 ) -> dict: # (name, one of `WAYS`) → milliseconds
     "Time single sentences, all peers and all ways taking turns."
-    texts, calls = list(texts), {}
+    texts, calls, chosen = list(texts), {}, {way: WAYS[way] for way in ways}
     def call(peer, pieces, begin, least):
         if begin == "text": return lambda row: peer([texts[row]], least).argmax()
         return lambda row: peer.compute([pieces[row]], least)
     for name, peer in peers.items():
         pieces = peer.tokenise(texts)
-        ways = {way: steps for way, steps in WAYS.items() if peer.in_pieces or way == "latency_ms"}
-        calls |= {(name, way): call(peer, pieces, begin, pad_to if is_padded else 0) for way, (begin, is_padded) in ways.items()}
-    counts = {(name, way): count for name, count in (fewer or {}).items() for way in WAYS}
-    return measure_latency(calls, len(texts), warmup, timed, seed, counts)
+        possible = {way: steps for way, steps in chosen.items() if peer.in_pieces or way == "latency_ms"}
+        calls |= {(name, way): call(peer, pieces, begin, pad_to if is_padded else 0) for way, (begin, is_padded) in possible.items()}
+    counts = {(name, way): count for name, count in (fewer or {}).items() for way in ways}
+    return measure_latency(calls, len(texts), warmup, timed, seed, counts, **turns)
 
 def peer_throughput(peer, texts, batch_size:int, passes:int, pad_to:int=0) -> float: # sentences a second
     "How many sentences a second a peer gets through, tokenising included, in batches of similar length."
