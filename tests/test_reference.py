@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not (REFERENCE/"run.json").exists(), reason="no 
 
 def committed() -> list[Path]:
     "The reference run's files, but for those that are never committed."
-    never = re.compile(r"data/.*\.csv$|unfinished/|\.lock$|checkpoints/[^/]+/(?!checkpoint_info\.json)")
+    never = re.compile(r"data/.*\.csv$|unfinished/|\.lock$|checkpoints/[^/]+/(?!checkpoint_info\.json)|seeds/\d+/(notebooks|figures)/|seeds/\d+/results/latency_raw")
     return [p for p in sorted(REFERENCE.rglob("*")) if p.is_file() and not never.search(p.relative_to(REFERENCE).as_posix())]
 
 
@@ -68,3 +68,32 @@ def test_no_sentence_of_the_data_sets():
         if path.suffix not in (".json", ".ipynb", ".html", ".csv") or path.name == "latency_raw.json": continue
         text = re.sub(r"data:image/png;base64,[^\"']*|\"image/png\": \"[^\"]*\"", "", text_of(path)).replace('\\"', '"')
         assert not [s for s in starts if s in text], path
+
+
+SEEDS = pytest.mark.skipif(not (REFERENCE/"results/summary.csv").exists(), reason="the committed reference run has one seed yet")
+
+
+@SEEDS
+def test_what_is_deployed_keeps_what_the_teacher_knows():
+    "Mean over three seeds, each from the teacher of its own seed."
+    summary = {r["variant"]: r for r in csv.DictReader((REFERENCE/"results/summary.csv").open())}
+    lost = {name: -float(row["delta_macro_f1_vs_teacher_mean"]) for name, row in summary.items()}
+    assert {int(r["seeds"]) for r in summary.values()} == {3}
+    assert lost["student_wide"] <= 0.010 and lost["student_narrow"] <= 0.025
+    assert all(lost[f"{name}_int8"] - lost[name] <= 0.005 for name in ("student_wide", "student_narrow"))
+
+
+@SEEDS
+@pytest.mark.parametrize("variant", ["student_wide_int8", "student_narrow_int8"])
+def test_what_is_deployed_is_small_and_clearly_above_what_is_cheaper(variant):
+    sizes = {r["variant"]: int(r["model_bytes"]) for r in csv.DictReader((REFERENCE/"results/deployed.csv").open()) if r["step"] == "int8, ONNX"}
+    assert sizes == pytest.approx(dict(student_wide=12.25e6, student_narrow=4.35e6), rel=0.03) and sizes["student_wide"] <= 12.5e6 and sizes["student_narrow"] <= 4.6e6
+    above_floor = next(r for r in csv.DictReader((REFERENCE/"results/benchmark_results.csv").open()) if r["variant"] == variant)
+    above_static = next(r for r in csv.DictReader((REFERENCE/"results/peers.csv").open()) if r["name"] == f"{variant}_onnx")
+    assert float(above_floor["delta_macro_f1_vs_floor_low"]) > 0 and float(above_static["delta_macro_f1_vs_static_low"]) > 0
+
+
+@SEEDS
+def test_every_seed_was_run_with_the_same_sentences():
+    cards = [json.loads(path.read_text())["digests"] for path in [REFERENCE/"data/data_card.json", *REFERENCE.glob("seeds/*/data/data_card.json")]]
+    assert len(cards) == 3 and all(digests == cards[0] for digests in cards)
