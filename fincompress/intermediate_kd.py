@@ -18,8 +18,8 @@ from .vanilla_kd import distillation_terms
 
 # %% ../nbs/04_intermediate_kd.ipynb #e55881a5
 def hidden_difference(student, teacher, mask): # [B, T, H], [B, T, H], [B, T] → number
-    "Mean squared difference of hidden states over real word pieces (Sun et al. 2019)."
-    return ((student - teacher).square().mean(-1)*mask).sum()/mask.sum()
+    "Mean squared difference of hidden states over real word pieces (Sun et al. 2019); 0 where there are none."
+    return ((student - teacher).square().mean(-1)*mask).sum()/mask.sum().clamp(min=1)
 
 def attention_difference(student, teacher, mask): # [B, heads, T, T], [B, other heads, T, T], [B, T] → number
     "Mean squared difference of head-averaged attention maps over pairs of real word pieces (Jiao et al. 2020)."
@@ -71,11 +71,12 @@ class TeacherFeatures:
         rows = (first - self.starts[index][:, None])[:, :, None]
         return self.map_starts[index][:, None, None] + rows*own + rows.transpose(1, 2), real[:, :, None] & real[:, None]
 
-    def __call__(self, batch) -> SimpleNamespace: # logits [B, classes], hidden [B, T, layers, H], maps [B, T, T, layers] or None; anything at padding
+    def __call__(self, batch) -> SimpleNamespace: # logits [B, classes], hidden [B, T, layers, H], maps [B, T, T, layers] or None, anything at padding; same [B]: 1 where the batch has as many word pieces as the teacher read
         "What the teacher has inside for a batch."
-        index, (size, length), where = batch["index"].cpu(), batch["input_ids"].shape, batch["input_ids"].device
+        index, length, where = batch["index"].cpu(), batch["input_ids"].shape[1], batch["input_ids"].device
         at = lambda table, place: table[place.clamp(max=len(table) - 1)].to(where)
-        return SimpleNamespace(logits=self.logits[index].to(where), hidden=at(self.hidden, self.places(index, length)[0]),
+        same = self.lengths[index].to(where) == batch["attention_mask"].sum(1)
+        return SimpleNamespace(logits=self.logits[index].to(where), same=same, hidden=at(self.hidden, self.places(index, length)[0]),
             maps=None if self.maps is None else at(self.maps, self.map_places(index, length)[0]))
 
 # %% ../nbs/04_intermediate_kd.ipynb #50b9fd06
@@ -101,7 +102,8 @@ class FeatureLoss(nn.Module):
         terms = dict(zip(("soft", "hard"), distillation_terms(student.logits, teacher.logits, batch["labels"], self.temperature)))
         loss = self.alpha*terms["soft"] + (1 - self.alpha)*terms["hard"]
         if self.hidden_weight:
-            pairs = [hidden_difference(project(student.hidden_states[s + 1]).float(), teacher.hidden[:, :, i].float(), mask) for i, (s, project) in enumerate(zip(self.layers, self.project))]
+            aligned = mask*teacher.same[:, None]
+            pairs = [hidden_difference(project(student.hidden_states[s + 1]).float(), teacher.hidden[:, :, i].float(), aligned) for i, (s, project) in enumerate(zip(self.layers, self.project))]
             terms["hidden"] = sum(pairs)/len(pairs)
         if self.attention_weight:
             pairs = [attention_difference(student.attentions[s].float(), teacher.maps[..., i].float().unsqueeze(1), mask) for i, s in enumerate(self.layers)]
