@@ -5,18 +5,18 @@ BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install study test sync nbdev-test smoke readme clean reference
+.PHONY: help install browser study demo site test sync nbdev-test smoke readme reference clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
-install: $(VENV)/.installed ## Make .venv with the study, its offline weights and the developers' tools
+install: $(VENV)/.installed ## Make .venv with the study, its offline weights, the demo, and the tools for the tests and the site
 
 $(VENV)/.installed: settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FinCompress needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	@echo "== installing into $(VENV) (a few minutes, once)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[study,dev,offline]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[study,demo,dev,site,offline]"
 	@touch $@
 
 study: install ## Run the whole study offline on this CPU into outputs/local
@@ -24,7 +24,20 @@ study: install ## Run the whole study offline on this CPU into outputs/local
 	$(BIN)/fincompress run --profile local --run-dir outputs/local
 	@echo "== done: open outputs/local/report.html; the results are in outputs/local/results"
 
-test: install ## Check everything: notebooks, the smoke study, then the tests
+demo: install ## Serve a page on which the models of a run answer; RUN is its directory, default outputs/local
+	$(BIN)/fincompress demo $(or $(RUN),outputs/local)
+
+site: install ## Build the site from the reference run into _site
+	@echo "== building the site (some minutes the first time: the library's notebooks are executed)"
+	$(BIN)/python -c "from fincompress.app.site import build_site; build_site('.')"
+	@echo "== done: open _site/index.html"
+
+browser: # the tests of pages need one; Debian's is installed where that is allowed
+	@for name in chromium chromium-browser google-chrome chrome; do command -v $$name >/dev/null && exit 0; done; \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+	|| echo "There is no Chromium or Chrome here, and the tests of pages need one: install the package chromium"
+
+test: install browser ## Check everything: notebooks, the smoke study, then the tests
 	@echo "== 1/3 the notebooks' own examples"
 	@$(MAKE) --no-print-directory nbdev-test
 	@echo "== 2/3 the smoke study: all nine notebooks, tiny"
@@ -49,5 +62,5 @@ reference: install ## Run the reference study; SOURCE is a folder with the origi
 	@test -d "$(SOURCE)" || { echo "give the folder of the original data files: make reference SOURCE=..."; exit 2; }
 	$(BIN)/fincompress run --profile reference --run-dir outputs/reference -p data.source=$(SOURCE)
 
-clean: ## Remove the environment and the local runs
-	rm -rf $(VENV) outputs/local outputs/smoke
+clean: ## Remove the environment, the site and the local runs
+	rm -rf $(VENV) build _site outputs/local outputs/smoke

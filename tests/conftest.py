@@ -1,5 +1,5 @@
-"""A small project in a temporary folder: three notebooks of a few lines, which run as stages of a study do."""
-import json, os, shutil, subprocess, sys
+"""A small project in a temporary folder, three notebooks of a few lines, which run as stages of a study do; and a browser."""
+import contextlib, functools, http.server, json, os, shutil, subprocess, sys, threading
 from pathlib import Path
 import pytest
 
@@ -68,3 +68,30 @@ def finished(tmp_path_factory): # everything has run once, on a machine where "p
 def done(finished, tmp_path): # a copy of the finished project, to be changed
     shutil.copytree(finished.root, tmp_path/"project")
     return Project(tmp_path/"project")
+
+# Pages
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+         "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+
+@contextlib.contextmanager
+def loopback(folder): # → (address, list of the paths asked for)
+    "A server of a folder's files."
+    asked = []
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *words): asked.append(self.path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+@pytest.fixture(scope="module") # no longer: while it is open, nothing else in this process may run an event loop
+def browser():
+    "Chromium, which finds no machine but this one."
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if not found: pytest.fail("pages are tested in a browser, and there is none: install chromium (Debian, Ubuntu: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield browser
+        browser.close()

@@ -1,5 +1,5 @@
-"""A stand-in for the Hugging Face Hub on 127.0.0.1: two data sets with invented sentences, a tiny FinBERT, and servers that fail."""
-import contextlib, hashlib, io, json, socket, threading, urllib.parse, zipfile
+"""A stand-in for the Hugging Face Hub on 127.0.0.1: two data sets with invented sentences, a tiny FinBERT, a place to publish, and servers that fail."""
+import base64, contextlib, hashlib, io, json, socket, threading, urllib.parse, zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -66,8 +66,81 @@ def everything() -> dict[str, dict[str, bytes]]: # repository (data sets begin w
     return {"datasets/takala/financial_phrasebank": archive, "datasets/pauri32/fiqa-2018": fiqa_files(), "ProsusAI/finbert": finbert_files()}
 
 
-class Hub(BaseHTTPRequestHandler):
-    "The Hub's routes that its libraries ask for: files, a repository's facts, its tree, and facts of some paths."
+TOKEN = "hf_of_you" # belongs to "you", who may write below that name alone
+LARGE = (".onnx", ".safetensors")
+
+
+def validated(card: str) -> list[str]:
+    "What the Hub would object to in a README's first block."
+    import yaml
+    try: block = yaml.safe_load(card.split("---\n")[1])
+    except (IndexError, yaml.YAMLError) as error: return [str(error)]
+    return [] if isinstance(block, dict) and block.get("sdk", "gradio") == "gradio" else ["no block, or an unknown sdk"]
+
+
+class Writing:
+    "The Hub's routes for publishing: who am I, a new repository, how to upload what, large files, and a commit that takes effect as a whole."
+    def refuse(self, status, message, **more): self.answer(json.dumps({"error": message, **more}).encode(), status, "application/json", x_error_message=message)
+
+    def known(self): return self.headers.get("authorization") == f"Bearer {TOKEN}"
+
+    def body(self):
+        "The request's content, sent in one piece or in chunks."
+        if self.headers.get("transfer-encoding", "").lower() != "chunked": return self.rfile.read(int(self.headers.get("content-length", 0)))
+        content = b""
+        while size := int(self.rfile.readline(), 16): content, _ = content + self.rfile.read(size), self.rfile.readline()
+        self.rfile.readline()
+        return content
+
+    def write(self, path, body) -> bool: # whether the request was one of these
+        "Answer a request that publishes."
+        server, words = self.server, path.split("/")
+        if path == "api/whoami-v2": self.json(dict(type="user", name="you", fullname="You", auth={})) if self.known() else self.refuse(401, "Invalid username or password.")
+        elif path == "api/repos/create": self.create(**json.loads(body))
+        elif path == "api/validate-yaml":
+            problems = [dict(message=problem) for problem in validated(json.loads(body)["content"])]
+            self.answer(json.dumps(dict(errors=problems, warnings=[])).encode(), 400 if problems else 200, "application/json")
+        elif words[0] == "uploads": # of a large file; a name with "cut" loses its connection on the way
+            if "cut" in words[2]: self.close_connection = True; self.connection.shutdown(socket.SHUT_RDWR)
+            else: server.large[words[-1]] = body; self.answer(b"")
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            name = path.removesuffix(".git/info/lfs/objects/batch")
+            each = [dict(oid=o["oid"], size=o["size"], actions=dict(upload=dict(href=f"{server.url}/uploads/{name}/{o['oid']}"))) for o in json.loads(body)["objects"]]
+            self.json(dict(transfer="basic", objects=each))
+        elif len(words) > 4 and words[0] == "api" and words[4] in ("preupload", "commit"):
+            name = "/".join(words[2:4] if words[1] == "models" else words[1:4])
+            if not self.known() or words[2] != "you": self.refuse(403, f"Forbidden: you don't have the rights to write in {name}")
+            elif words[4] == "preupload": self.json(dict(files=[dict(path=f["path"], uploadMode="lfs" if f["path"].endswith(LARGE) else "regular", shouldIgnore=False) for f in json.loads(body)["files"]]))
+            else: self.commit(name, [json.loads(line) for line in body.splitlines()])
+        else: return False
+        return True
+
+    def create(self, name, organization=None, type="model", **more):
+        place = ("" if type == "model" else f"{type}s/") + f"{organization or 'you'}/{name}"
+        if place in self.server.repositories: return self.refuse(409, f"You already created this {type} repo", url=f"{self.server.url}/{place}")
+        if not self.known() or organization not in (None, "you"): return self.refuse(403, f'You don\'t have the rights to create a {type} under the namespace "{organization}"')
+        self.server.repositories[place] = {".gitattributes": b"*.onnx filter=lfs\n"}
+        self.server.created.append((place, more))
+        self.json(dict(url=f"{self.server.url}/{place}", name=f"{organization}/{name}", id="0"))
+
+    def commit(self, name, lines):
+        "All of a commit's lines or none of them. In a name with \"late\" somebody else is quicker, in one with \"broken\" the Hub fails."
+        files, revision = dict(self.server.repositories[name]), self.server.revisions.get(name, REVISION)
+        if "broken" in name: return self.refuse(500, "Internal error")
+        if "late" in name or lines[0]["value"].get("parentCommit", revision) != revision: return self.refuse(412, "A commit has happened since. Please refresh and try again.")
+        for line in lines[1:]:
+            value = line["value"]
+            if line["key"] == "file": files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile": files[value["path"]] = self.server.large[value["oid"]]
+            else: del files[value["path"]]
+        revision = hashlib.sha1(repr(sorted(files)).encode() + revision.encode()).hexdigest()
+        self.server.repositories[name], self.server.revisions[name] = files, revision
+        self.server.commits.append((name, sorted(line["value"]["path"] for line in lines[1:])))
+        self.json(dict(commitUrl=f"{self.server.url}/{name}/commit/{revision}", commitOid=revision, hookOutput=""))
+
+
+class Hub(Writing, BaseHTTPRequestHandler):
+    "The Hub's routes that its libraries ask for: files, a repository's facts, its tree, facts of some paths, and those for publishing."
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_): pass
@@ -86,13 +159,14 @@ class Hub(BaseHTTPRequestHandler):
     def facts(self, files, name): return dict(type="file", path=name, size=len(files[name]), oid=hashlib.sha1(files[name]).hexdigest())
 
     def route(self):
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = self.body()
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).strip("/")
         self.server.asked.append((self.command, path))
         if self.server.mood == "busy": return self.answer(b"busy", 503)
         if self.server.mood == "foreign": return self.wfile.write(b"220 mail.example.com ready\r\n")
         if not path: return self.answer(b"a stand-in")
         if self.server.mood == "silent": return self.server.stopped.wait(900)
+        if self.server.writable and self.write(path, body): return
         def starts(name): return f"{path}/".startswith((f"{name}/", f"api/{name}/", f"api/models/{name}/"))
         repository = next(filter(starts, self.server.repositories), None)
         if repository is None: return self.missing("RepoNotFound")
@@ -101,7 +175,7 @@ class Hub(BaseHTTPRequestHandler):
         folder = where.partition("/")[2]
         if what == "resolve":
             if folder not in files: return self.missing("EntryNotFound")
-            return self.answer(files[folder], etag=f'"{hashlib.sha1(files[folder]).hexdigest()}"', x_repo_commit=REVISION, accept_ranges="bytes")
+            return self.answer(files[folder], etag=f'"{hashlib.sha1(files[folder]).hexdigest()}"', x_repo_commit=self.server.revisions.get(repository, REVISION), accept_ranges="bytes")
         if what == "tree":
             found = [self.facts(files, name) for name in files if name.startswith(f"{folder}/" if folder else "")]
             return self.json(found) if found else self.missing("EntryNotFound")
@@ -109,20 +183,21 @@ class Hub(BaseHTTPRequestHandler):
             wanted = json.loads(body)["paths"] if body.startswith(b"{") else urllib.parse.parse_qs(body.decode())["paths"]
             return self.json([self.facts(files, name) for name in files if name in wanted])
         if what in ("", "revision"):
-            name = repository.removeprefix("datasets/")
+            name = repository.removeprefix("datasets/").removeprefix("spaces/")
             times = dict.fromkeys(("createdAt", "lastModified"), "2024-01-01T00:00:00.000Z")
-            return self.json(dict(_id="0", id=name, modelId=name, sha=REVISION, private=False, gated=False, disabled=False, tags=[], downloads=0,
+            return self.json(dict(_id="0", id=name, modelId=name, sha=self.server.revisions.get(repository, REVISION), private=False, gated=False, disabled=False, tags=[], downloads=0,
                                   likes=0, **times, siblings=[{"rfilename": file} for file in files]))
         self.missing("EntryNotFound")
 
-    do_GET = do_HEAD = do_POST = route
+    do_GET = do_HEAD = do_POST = do_PUT = route
 
 
 @contextlib.contextmanager
-def hub(repositories=None, mood="good"):
-    "A Hub with these repositories; or one that is busy (503), foreign (speaks no HTTP), or silent (greets, sends no file)."
+def hub(repositories=None, mood="good", writable=False):
+    "A Hub with these repositories, to which `TOKEN` may publish if it is writable; or one that is busy (503), foreign (speaks no HTTP), or silent (greets, sends no file)."
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.repositories, server.mood, server.asked, server.stopped, server.daemon_threads = repositories or {}, mood, [], threading.Event(), True
+    server.writable, server.large, server.revisions, server.created, server.commits = writable, {}, {}, [], []
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.05))
     thread.start()

@@ -10,7 +10,7 @@ from importlib.machinery import PathFinder
 class Light(PathFinder):
     @classmethod
     def find_spec(cls, name, *rest):
-        if name.partition(".")[0] not in ("papermill", "nbconvert", "nbformat", "nbclient", "torch", "transformers", "pandas", "numpy", "filelock"): return super().find_spec(name, *rest)
+        if name.partition(".")[0] not in ("papermill", "nbconvert", "nbformat", "nbclient", "torch", "transformers", "pandas", "numpy", "filelock", "gradio"): return super().find_spec(name, *rest)
 sys.meta_path[:] = [Light if finder is PathFinder else finder for finder in sys.meta_path]
 """
 
@@ -77,6 +77,7 @@ def test_light_installation(done, two_runs):
     for words in (["run", "-P", "mine"], ["report", done.run_dir], ["export", done.run_dir, "teacher"]):
         result = done.command(*words, before=LIGHT)
         assert result.returncode == 1 and 'pip install "fincompress[study]"' in result.stderr
+    assert 'pip install "fincompress[study,demo]"' in done.command("demo", done.run_dir, before=LIGHT).stderr
 
 def test_nobody_else_is_disturbed_when_piped(done):
     assert done.command("status", done.run_dir, "--json").stderr == ""

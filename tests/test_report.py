@@ -1,9 +1,10 @@
 "The report of a run: whole, self-contained, readable in a browser, and refused where a run is not complete."
-import functools, http.server, json, re, shutil, subprocess, threading
+import json, re, shutil
 from html.parser import HTMLParser
 from pathlib import Path
 import nbformat, pandas as pd, pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from conftest import loopback
 from fincompress.app.pages import mathml
 from fincompress.app.pipeline import execute_notebook
 from fincompress.app.report import floor_sentence, results_table, write_report
@@ -155,10 +156,6 @@ def test_every_formula_of_the_project_can_be_drawn(notebook):
 
 # In a browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync",
-         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--virtual-time-budget=5000", "--dump-dom"]
 FRAME = """<iframe src="report.html" style="width:{width}px;height:3000px;border:0" onload="const d=this.contentDocument;
 document.title=JSON.stringify({{wide:d.documentElement.scrollWidth,pictures:[...d.images].every(i=>i.naturalWidth>0),
 nav:d.querySelector('nav').offsetWidth,formula:d.querySelector('section math[display=block]').getBoundingClientRect().height,
@@ -167,33 +164,26 @@ folded:![...d.querySelectorAll('details.code')].some(x=>x.open)}})"></iframe>"""
 @pytest.fixture
 def served(run):
     "The run directory on a loopback server: its address, and the list of paths asked for."
-    asked = []
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *words): asked.append(self.path)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(run)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-
-def browse(address, profile):
-    if not CHROMIUM: pytest.skip("no Chromium or Chrome on this machine: install `chromium` to see the report in a browser")
-    return subprocess.run([CHROMIUM, *FLAGS, f"--user-data-dir={profile}", address], capture_output=True, text=True, timeout=120, check=True).stdout
+    with loopback(run) as found: yield found
 
 @pytest.mark.parametrize("width", [1400, 400])
-def test_readable_in_a_browser(run, served, tmp_path, width):
+def test_readable_in_a_browser(run, served, browser, width):
     write_report(run)
     (run/"frame.html").write_text(FRAME.format(width=width))
-    page = browse(f"{served[0]}/frame.html", tmp_path/"profile")
-    seen = json.loads(re.search(r"<title>(.*?)</title>", page)[1])
+    with browser.new_page() as page:
+        page.goto(f"{served[0]}/frame.html")
+        seen = json.loads(page.title())
     assert seen["wide"] <= width, "the page itself must not scroll sideways"
     assert seen["pictures"] and seen["folded"] and seen["formula"] > 20
     assert seen["nav"] > width - 30 if width < 1000 else seen["nav"] < 400
 
-def test_nothing_is_loaded_even_if_an_output_asks_for_it(run, served, tmp_path):
+def test_nothing_is_loaded_even_if_an_output_asks_for_it(run, served, browser):
     address, asked = served
     hostile = (f'<img src="{address}/leak1"><script src="{address}/leak2"></script>'
                f'<style>@import url({address}/leak3);</style><iframe src="{address}/leak4"></iframe>')
     change(run/"notebooks/01_teacher.ipynb", lambda cells: cells[-2].outputs.append(new_output("display_data", {"text/html": hostile})))
     write_report(run)
-    assert "leak1" in browse(f"{address}/report.html", tmp_path/"profile")
+    with browser.new_page() as page:
+        page.goto(f"{address}/report.html")
+        assert "leak1" in page.content()
     assert set(asked) <= {"/report.html", "/favicon.ico"}

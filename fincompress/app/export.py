@@ -6,14 +6,14 @@
 __all__ = ['checkpoint_of', 'check_kind', 'is_export', 'checked_place', 'put_in_place', 'validation_split', 'write_onnx',
            'export']
 
-# %% ../../nbs/app/04_export.ipynb #86c7eb79
+# %% ../../nbs/app/04_export.ipynb #04d553e6
 import shutil, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 
-from .card import model_card
+from .card import FOR_TRANSFORMERS, model_card
 from ..benchmark import READERS
 from ..lib.checkpoint import CARD, INFO, load_tokenizer, read_info
 from ..lib.onnx_checkpoint import save_onnx
@@ -43,7 +43,7 @@ def check_kind(source:Path, to:str) -> str: # `to`: onnx or torch; gives the che
 def is_export(folder) -> bool:
     "Whether a folder holds an exported model and nothing else."
     names = {path.relative_to(folder).as_posix() for path in files_below(folder)}
-    return {INFO, CARD} <= names and names <= {INFO, CARD, *read_json(Path(folder)/INFO).get("files", {})}
+    return {INFO, CARD} <= names and names <= {INFO, CARD, *FOR_TRANSFORMERS, *read_json(Path(folder)/INFO).get("files", {})}
 
 def checked_place(folder) -> Path: # absolute
     "A place for an export; `RunError` if something else is there."

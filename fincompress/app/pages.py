@@ -29,7 +29,8 @@ def readable(notebook):
         if cell.cell_type == "markdown": heading = (re.findall(r"^#+ +(.+)$", cell.source, re.M) or [heading])[-1]
         elif cell.cell_type == "code":
             if directive(cell, "hide") or "injected-parameters" in cell.metadata.get("tags", []): continue
-            figures = re.findall(r"figures/([\w-]+)\.png", cell.source)
+            drawn = [text or function for function, text in re.findall(r'^(\w+)\((?:"(\w+)")?', cell.source, re.M)[-1:]]
+            figures = re.findall(r"figures/([\w-]+)\.png", cell.source) or drawn
             cell.metadata["alt"] = re.sub(r"[`*$]", "", ": ".join([heading, *(name.replace("_", " ") for name in figures)]))
             cell.metadata["transient"] = {"remove_source": directive(cell, "echo: false")}
             cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'LAYOUT', 'PAGE', 'QUESTION', 'FOLD', 'notebook_file', 'unfinished_cell', 'stage_problem', 'check_complete',
-           'parameter_rows', 'parameter_table', 'stage_section', 'results_table', 'peers_table', 'seeds_table',
+           'parameter_rows', 'parameter_table', 'executed_stage', 'results_table', 'peers_table', 'seeds_table',
            'floor_sentence', 'duration', 'run_facts', 'run_notes', 'folded_parameters', 'first_page', 'contents_list',
            'machine_folders', 'style_sheet', 'write_report', 'pipe_table', 'run_summary', 'readme', 'write_readme']
 
@@ -69,15 +69,15 @@ def parameter_table(rows:list[dict]) -> str:
         "Value": [f"<mark>{show(row['value'])}</mark>" if row["changed"] else show(row["value"]) for row in rows],
         "Notebook's own": [show(row["own"]) if row["changed"] else "" for row in rows], "Meaning": [show(row["meaning"]) for row in rows]}))
 
-# %% ../../nbs/app/01_report.ipynb #a72c932c
-def stage_section(run_dir, stage:str, folders) -> tuple[str, list]: # `folders`: of this machine, not to be shown
-    "One executed notebook as HTML, and its headings as (level, anchor, inner HTML)."
+# %% ../../nbs/app/01_report.ipynb #8e83b0a8
+def executed_stage(run_dir, stage:str, folders): # `folders`: of this machine, not to be shown
+    "One executed notebook, with the table of the values that were used in the place of its parameters."
     notebook = nbformat.reads(without_paths(notebook_file(run_dir, stage).read_text(encoding="utf-8"), folders), as_version=4)
     table = without_paths(parameter_table(parameter_rows(run_dir, stage)), folders)
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
             cell.update(source="#| echo: false", outputs=[nbformat.v4.new_output("display_data", {"text/html": table})])
-    return notebook_part(notebook, stage)
+    return notebook
 
 # %% ../../nbs/app/01_report.ipynb #23496100
 def results_table(run_dir, mark="<strong>{}</strong>"): # `mark`: how the best value of a column is set
@@ -234,7 +234,7 @@ def write_report(run_dir) -> Path: # a finished run's directory
     run_dir = Path(run_dir)
     check_complete(run_dir)
     folders = machine_folders(run_dir)
-    parts = {stage: stage_section(run_dir, stage, folders) for stage in STAGES}
+    parts = {stage: notebook_part(executed_stage(run_dir, stage, folders), stage) for stage in STAGES}
     sections = "".join(f'<section id="{stage}">{body}</section>' for stage, (body, _) in parts.items())
     page = PAGE.format(title=html.escape(f"FinCompress: the run {run_dir.resolve().name}"), style=style_sheet(), contents=contents_list(parts),
                        question=html.escape(QUESTION), first=without_paths(first_page(run_dir), folders), sections=sections)
