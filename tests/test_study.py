@@ -35,7 +35,7 @@ def test_every_stage_and_file_is_there(smoke):
         record = json.loads((smoke/f"stages/{stage}.json").read_text())
         assert all(file_digest(smoke/path) == value for path, value in record["outputs"].items())
         assert (smoke/f"notebooks/{stage}.ipynb").exists()
-    assert {p.name for p in (smoke/"checkpoints").iterdir()} == {*VARIANTS, "student_init", "student_wide_trimmed", "student_narrow_trimmed"}
+    assert {p.name for p in (smoke/"checkpoints").iterdir()} == {*VARIANTS, "student_init", *(f"student_{width}_{state}" for width in ("wide", "narrow") for state in ("trimmed", "tuned"))}
     assert not list(smoke.rglob("*.tmp")) and not list((smoke/"unfinished").glob("*"))
     for path in smoke.glob("checkpoints/*"):
         model = "model.onnx" if path.name in ("student_wide_int8", "student_narrow_int8") else "model.safetensors"
@@ -71,7 +71,7 @@ def test_what_is_deployed_opens_without_the_study_and_answers_as_the_benchmark_s
 def test_tables_of_what_is_deployed(smoke):
     read = lambda name: list(csv.DictReader((smoke/f"results/{name}.csv").open()))
     steps = read("deployed")
-    assert [r["variant"] for r in steps] == ["student_wide"]*5 + ["student_narrow"]*5 and all((r["model_bytes"] != "") == (r["step"] == "int8, ONNX") for r in steps)
+    assert [r["variant"] for r in steps] == ["student_wide"]*6 + ["student_narrow"]*6 and all((r["model_bytes"] != "") == (r["step"] == "int8, ONNX") for r in steps)
     assert [r["step"] for r in read("trimmed")] == ["as trained", "fewer word pieces"]*2
     vocabulary = {r["what"]: float(r["value"]) for r in read("vocabulary")}
     assert vocabulary["pieces_in_vocabulary_after"] < vocabulary["pieces_in_vocabulary_before"] and vocabulary["unknown_after"] <= vocabulary["unknown_before"] and vocabulary["pieces_after"] >= vocabulary["pieces_before"]
