@@ -118,7 +118,7 @@ def test_what_a_person_sees(first):
     notebook, run_dir, _ = first
     progress = text_of(cell_with(notebook, "for line in study.stdout"))
     assert all(f"{stage}: done" in progress for stage in STAGES) and "epoch 1/1" in progress and "report.html" in progress and "\x1b" not in progress
-    assert "| teacher |" in text_of(cell_with(notebook, "run_summary")).replace("**", "")
+    assert "| teacher |" in text_of(cell_with(notebook, "run_details")).replace("**", "")
     assert "'label':" in text_of(cell_with(notebook, "Classifier(folder)"))
     (figures,) = ("".join(output["data"]["text/html"]) for output in cell_with(notebook, "def picture")["outputs"])
     assert len(re.findall(r'<img [^>]*alt="[^"]+" src="data:image/png;base64,', figures)) == 5

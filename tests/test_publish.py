@@ -40,11 +40,13 @@ def run(tmp_path_factory):
     write_json(folder/"stages/01_teacher.json", dict(parameters=dict(backbone="ProsusAI/finbert"), summary=dict(notes=[NOTE])))
     student, record = trained(tokenizer, train, val, 1), dict(technique="made up", hyperparameters=dict(max_length=16))
     more = dict(metrics={}, inputs={}, tokenizer=tokenizer)
-    origin = save_encoder(student, folder/"checkpoints/student", **record, **more)
+    save_encoder(student, folder/"checkpoints/student", **record, **more)
     save_int8(quantize(student), folder/"checkpoints/student_ptq", **record, **more)
     save_encoder(remove_units(trained(tokenizer, train[:40], val[:20], 2), {"heads": {1: [0]}}), folder/"checkpoints/pruned", **record, **more)
-    kept, inputs = [*range(len(pieces) - 2)], {f"checkpoints/student/{name}": value for name, value in read_info(origin)["files"].items()}
-    save_onnx(quantize(with_pieces(student, kept)), folder/"checkpoints/student_int8", trim_tokenizer(tokenizer, kept), val.text, val.label, 16, inputs=inputs, **record)
+    kept = [*range(len(pieces) - 2)]
+    few, spelt = with_pieces(student, kept), trim_tokenizer(tokenizer, kept)
+    save_encoder(few, folder/"checkpoints/student_tuned", **record, **(more | dict(tokenizer=spelt)))
+    save_onnx(quantize(few), folder/"checkpoints/student_int8", spelt, val.text, val.label, 16, inputs={}, **record)
     return folder
 
 
@@ -76,12 +78,12 @@ def test_a_pipeline_cuts_where_the_classifier_does(published):
 
 
 def test_what_transformers_cannot_hold_is_published_as_onnx(run, published, tmp_path):
-    "Layers of unequal shape; and a deployed model whose student was trained again since, so that no float form of it exists."
+    "Layers of unequal shape; and a deployed model beside which other weights stand, so that no float form of it exists."
     assert {path.name for path in published["pruned"].iterdir()} == FOR_CLASSIFIER and front_matter(published["pruned"])["library_name"] == "onnxruntime"
     shutil.copytree(run, tmp_path/"run")
-    again = load_encoder(run/"checkpoints/student")
+    again = load_encoder(run/"checkpoints/student_tuned")
     torch.nn.init.zeros_(again.classifier.bias)
-    save_encoder(again, tmp_path/"run/checkpoints/student", technique="again", metrics={}, hyperparameters={}, inputs={}, tokenizer=load_tokenizer(run/"checkpoints/student"))
+    save_encoder(again, tmp_path/"run/checkpoints/student_tuned", technique="again", metrics={}, hyperparameters={}, inputs={"data/train.csv": "another"}, tokenizer=load_tokenizer(run/"checkpoints/student_tuned"))
     folder = write_published(tmp_path/"run", "student_int8", "you/again")
     assert folder == tmp_path/"run/exports/student_int8-hub" and {path.name for path in folder.iterdir()} == FOR_CLASSIFIER
     assert "transformers" not in (folder/"README.md").read_text().replace("`transformers", "").split("## How it was made")[0]

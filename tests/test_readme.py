@@ -1,7 +1,7 @@
 "README.md is `nbs/index.ipynb`, executed and converted."
 import re, shutil
 import pytest
-from fincompress.app.report import readme, run_summary, write_readme
+from fincompress.app.report import NO_RUN, readme, run_details, run_headline, write_readme
 from fincompress.lib.run import project_root
 
 ROOT = project_root()
@@ -30,4 +30,4 @@ def test_writing_it_twice_changes_nothing(tmp_path):
     write_readme(tmp_path)
     assert (tmp_path/"README.md").read_bytes() == first and [p.name for p in tmp_path.iterdir() if p.is_file()] == ["README.md"]
 
-def test_without_a_reference_run_it_says_so(tmp_path): assert "No reference run" in run_summary(tmp_path)
+def test_without_a_reference_run_it_says_so(tmp_path): assert run_headline(tmp_path) == run_details(tmp_path) == NO_RUN
