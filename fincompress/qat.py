@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FakeQuantize', 'FakeQuantLinear', 'prepare_qat']
 
-# %% ../nbs/06_qat.ipynb #877301c0
+# %% ../nbs/06_qat.ipynb #b4f848d2
 import copy
 
 import torch, torch.nn.functional as F
 from torch import nn
 
-from .ptq import LARGEST, activation_range, linear_layers, multiply_add, on_grid, weight_scale
+from .ptq import LARGEST_ACTIVATION, LARGEST_WEIGHT, activation_range, linear_layers, multiply_add, on_grid, weight_scale
 
 # %% ../nbs/06_qat.ipynb #625c5eef
 class FakeQuantize(torch.autograd.Function):
@@ -41,7 +41,7 @@ class FakeQuantLinear(nn.Linear):
     def forward(self, x): # [..., in] → [..., out]
         x, scale = x.float(), weight_scale(self.weight)
         step, zero = activation_range(x)
-        integers, weight = FakeQuantize.apply(x, step, zero, 0, LARGEST), FakeQuantize.apply(self.weight, scale[:, None], None, -LARGEST, LARGEST)
+        integers, weight = FakeQuantize.apply(x, step, zero, 0, LARGEST_ACTIVATION), FakeQuantize.apply(self.weight, scale[:, None], None, -LARGEST_WEIGHT, LARGEST_WEIGHT)
         with torch.autocast(x.device.type, enabled=False): return multiply_add(F.linear(integers, weight), step*scale, self.bias)
 
 def prepare_qat(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cross_entropy', 'warmup_decay', 'save_state', 'load_state', 'Progress', 'short_type', 'autocast', 'evaluate',
-           'train_epoch', 'equipment', 'fit', 'step_seconds']
+           'train_epoch', 'equipment', 'together', 'best_epoch', 'fit', 'step_seconds']
 
 # %% ../../nbs/lib/02_training.ipynb #4fa23ea2
 import json, os, time
@@ -83,6 +83,11 @@ class Progress:
         self.bar.update(0)
         if self.file and step < self.steps and time.monotonic() - self.told > 2: self.tell(epoch, step)
 
+    def evaluated(self, epoch:int, score:float):
+        "An epoch has ended with this macro-F1 on validation."
+        self.score = score
+        if self.file: self.tell(epoch, self.steps)
+
     def tell(self, epoch:int, step:int):
         "Append one JSON line to the progress file."
         self.told, passed, done = time.monotonic(), time.monotonic() - self.started, epoch*self.steps + step
@@ -134,6 +139,14 @@ def equipment(trained, learning_rate:float, weight_decay:float, where, short:boo
     optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=learning_rate, weight_decay=weight_decay, fused=True)
     return optimizer, torch.amp.GradScaler(where.type, enabled=short and short_type(where) == torch.float16)
 
+def together(*parts) -> nn.ModuleList: # `parts`: anything
+    "Those of the parts that have weights of their own."
+    return nn.ModuleList([part for part in parts if isinstance(part, nn.Module)])
+
+def best_epoch(history:list[dict]) -> int: # counted from 0; the first of equals
+    "The epoch with the largest macro-F1 on validation."
+    return max(range(len(history)), key=lambda i: history[i]["val_macro_f1"])
+
 def fit(model, # trained in place; ends with the weights of its best epoch, or with their average at the last one
     loss_fn, # (model, batch) → (loss, terms); a module's own weights are trained along
     train:Sentences, val:Sentences, *,
@@ -149,12 +162,11 @@ def fit(model, # trained in place; ends with the weights of its best epoch, or w
 ) -> pd.DataFrame: # one row an epoch: epoch, learning_rate, train_loss, each term, val_loss, val_macro_f1, seconds
     "Train a model (AdamW: Loshchilov & Hutter 2019); keep its best epoch by validation macro-F1, or the average of its weights."
     where = device()
-    trained = nn.ModuleList([model, *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]).to(where)
-    steps = -(-len(train)//batch_size)
+    trained, steps = together(model, loss_fn).to(where), -(-len(train)//batch_size)
     optimizer, scaler = equipment(trained, learning_rate, weight_decay, where, short)
     key = digest([key, epochs, learning_rate, batch_size, seed, warmup, weight_decay, clip, patience, average, short, len(train), len(val)])
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average)) if average else None
-    kept = nn.ModuleList([trained, *([averaged] if averaged else [])]) # what a resume needs
+    kept = together(trained, averaged) # what a resume needs
     torch.manual_seed(seed)
     best, facts = load_state(state, key, kept, optimizer, scaler)
     facts = facts or dict(history=[], ended=False)
@@ -168,15 +180,11 @@ def fit(model, # trained in place; ends with the weights of its best epoch, or w
             progress.step(epoch, step)
         terms = train_epoch(model, loss_fn, batches(train, batch_size, seed, epoch), optimizer, scheduler, scaler, clip, where, short, tick)
         evaluated = averaged.module if averaged else model
-        row = dict(epoch=epoch + 1, learning_rate=scheduler.get_last_lr()[0], **terms, **evaluate(evaluated, val), seconds=round(time.monotonic() - begun, 2))
-        if best is None or averaged or row["val_macro_f1"] > max(r["val_macro_f1"] for r in history): best = {k: v.detach().cpu().clone() for k, v in evaluated.state_dict().items()}
-        history.append(row)
-        progress.score = row["val_macro_f1"]
-        if progress.file: progress.tell(epoch, steps)
-        stale = len(history) - 1 - max(range(len(history)), key=lambda i: history[i]["val_macro_f1"])
-        facts["ended"] = len(history) == epochs or (patience is not None and stale >= patience)
+        history.append(dict(epoch=epoch + 1, learning_rate=scheduler.get_last_lr()[0], **terms, **evaluate(evaluated, val), seconds=round(time.monotonic() - begun, 2)))
+        if averaged or best_epoch(history) == epoch: best = {k: v.detach().cpu().clone() for k, v in evaluated.state_dict().items()}
+        progress.evaluated(epoch, history[-1]["val_macro_f1"])
+        facts["ended"] = len(history) == epochs or (patience is not None and epoch - best_epoch(history) >= patience)
         if state: save_state(state, key, kept, optimizer, scaler, best, facts)
-        if log: write_csv(log, pd.DataFrame(history))
     progress.bar.close()
     model.load_state_dict(best)
     if log: write_csv(log, pd.DataFrame(history))
@@ -186,7 +194,7 @@ def fit(model, # trained in place; ends with the weights of its best epoch, or w
 def step_seconds(model, loss_fn, loader, short:bool=True) -> list[float]: # one number a step, but for the first
     "Seconds that each training step over a loader takes; the model is trained on the way."
     where, marks = device(), []
-    trained = nn.ModuleList([model, *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]).to(where)
+    trained = together(model, loss_fn).to(where)
     optimizer, scaler = equipment(trained, 1e-5, 0., where, short)
     constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.)
     def tick(step):
