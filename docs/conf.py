@@ -10,7 +10,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_co
 
 nb_execution_mode, nb_ipywidgets_js = "off", {} # notebooks come with their outputs; no script from elsewhere
 nb_code_prompt_show, nb_code_prompt_hide = "Show the imports", "Hide the imports"
-myst_enable_extensions, myst_update_mathjax = ["amsmath", "attrs_block", "dollarmath"], False
+myst_enable_extensions, myst_update_mathjax, myst_heading_anchors = ["amsmath", "attrs_block", "dollarmath"], False, 2
 html_math_renderer, highlight_language = "mathml", "none"
 autodoc_default_options = {"members": True, "undoc-members": True, "member-order": "bysource", "no-value": True}
 add_module_names = smartquotes = False
