@@ -45,7 +45,7 @@ def run(tmp_path_factory):
     save_encoder(remove_units(trained(tokenizer, train[:40], val[:20], 2), {"heads": {1: [0]}}), folder/"checkpoints/pruned", **record, **more)
     kept = [*range(len(pieces) - 2)]
     few, spelt = with_pieces(student, kept), trim_tokenizer(tokenizer, kept)
-    save_encoder(few, folder/"checkpoints/student_tuned", **record, **(more | dict(tokenizer=spelt)))
+    save_encoder(few, folder/"checkpoints/student_trimmed", **record, **(more | dict(tokenizer=spelt)))
     save_onnx(quantize(few), folder/"checkpoints/student_int8", spelt, val.text, val.label, 16, inputs={}, **record)
     return folder
 
@@ -81,9 +81,9 @@ def test_what_transformers_cannot_hold_is_published_as_onnx(run, published, tmp_
     "Layers of unequal shape; and a deployed model beside which other weights stand, so that no float form of it exists."
     assert {path.name for path in published["pruned"].iterdir()} == FOR_CLASSIFIER and front_matter(published["pruned"])["library_name"] == "onnxruntime"
     shutil.copytree(run, tmp_path/"run")
-    again = load_encoder(run/"checkpoints/student_tuned")
+    again = load_encoder(run/"checkpoints/student_trimmed")
     torch.nn.init.zeros_(again.classifier.bias)
-    save_encoder(again, tmp_path/"run/checkpoints/student_tuned", technique="again", metrics={}, hyperparameters={}, inputs={"data/train.csv": "another"}, tokenizer=load_tokenizer(run/"checkpoints/student_tuned"))
+    save_encoder(again, tmp_path/"run/checkpoints/student_trimmed", technique="again", metrics={}, hyperparameters={}, inputs={"data/train.csv": "another"}, tokenizer=load_tokenizer(run/"checkpoints/student_trimmed"))
     folder = write_published(tmp_path/"run", "student_int8", "you/again")
     assert folder == tmp_path/"run/exports/student_int8-hub" and {path.name for path in folder.iterdir()} == FOR_CLASSIFIER
     assert "transformers" not in (folder/"README.md").read_text().replace("`transformers", "").split("## How it was made")[0]
