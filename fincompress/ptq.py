@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LARGEST_WEIGHT', 'LARGEST_ACTIVATION', 'weight_scale', 'quantize_weight', 'on_grid', 'multiply_add',
            'activation_range', 'int8_linear', 'pack', 'Int8Linear', 'linear_layers', 'quantize', 'save_int8',
-           'load_int8', 'bytes_by_kind', 'blocks', 'sensitivity', 'with_pieces']
+           'load_int8', 'bytes_by_kind', 'blocks', 'sensitivity', 'with_pieces', 'outliers']
 
 # %% ../nbs/05_ptq.ipynb #b04a8fcd
 import copy, warnings
@@ -75,10 +75,10 @@ def pack(weight, scale, bias): # int8 [out, in]; [out]; [out]
 
 class Int8Linear(nn.Module):
     "A linear layer with int8 weights whose input is quantised at every call; for the CPU, and for inference only."
-    def __init__(self, weight, bias): # float [out, in] and [out]
+    def __init__(self, weight, bias, smooth=None): # float [out, in] and [out]; [in]: by which inputs are divided before they are rounded, see `outliers`
         super().__init__()
-        integers, scale = quantize_weight(weight)
-        for name, value in dict(weight=integers, scale=scale, bias=bias.detach().clone()).items(): self.register_buffer(name, value)
+        integers, scale = quantize_weight(weight if smooth is None else weight*smooth)
+        for name, value in dict(weight=integers, scale=scale, bias=bias.detach().clone(), smooth=smooth).items(): self.register_buffer(name, value)
         self.register_load_state_dict_post_hook(lambda layer, _: layer.repack())
         self.repack()
 
@@ -87,6 +87,7 @@ class Int8Linear(nn.Module):
         self.packed = pack(self.weight, self.scale, self.bias)
 
     def forward(self, x): # [..., in] → [..., out]
+        if self.smooth is not None: x = x*(1/self.smooth)
         if self.packed is None: return int8_linear(x, self.weight, self.scale, self.bias)
         return torch.ops.quantized.linear_dynamic(x, self.packed, reduce_range=False)
 
@@ -97,13 +98,14 @@ def linear_layers(model) -> list[str]:
 
 def quantize(
     model, # a float SentimentEncoder; it is left as it is
-    layers=None # names of linear layers; None is `linear_layers(model)`
+    layers=None, # names of linear layers; None is `linear_layers(model)`
+    smooth={} # name of a layer → [in], as `outliers` finds them
 ): # a copy on the CPU, in evaluation mode
     "A model with int8 linear layers (dynamic post-training quantisation)."
     quantized = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     for name in linear_layers(model) if layers is None else layers:
         layer = quantized.get_submodule(name)
-        quantized.set_submodule(name, Int8Linear(layer.weight, layer.bias))
+        quantized.set_submodule(name, Int8Linear(layer.weight, layer.bias, smooth.get(name)))
     return quantized
 
 # %% ../nbs/05_ptq.ipynb #041ae7b5
@@ -114,6 +116,7 @@ def save_int8(
 ):
     "Write a quantised encoder as a checkpoint; weights and biases count as parameters, scales do not."
     tensors = model.state_dict()
+    if any(name.endswith(".smooth") for name in tensors): raise RunError(f"{folder}: a model with divided inputs is written as ONNX alone, by save_onnx")
     float_layers = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
     config = dict(model_type="fincompress-int8", encoder=to_bert_config(model.config), float_layers=float_layers)
     count = sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith(".scale"))
@@ -168,3 +171,19 @@ def with_pieces(
     tensors = model.state_dict()
     tensors["embeddings.words.weight"] = tensors["embeddings.words.weight"][kept]
     return fill(SentimentEncoder(replace(model.config, vocab_size=len(kept))), tensors, "the encoder with fewer word pieces").eval()
+
+# %% ../nbs/05_ptq.ipynb #0d78a98a
+def outliers(
+    model, # a float SentimentEncoder
+    sentences, # Sentences that show how large inputs become; no labels needed
+    share:float=0.01, # of a layer's inputs that may be outliers
+    times:float=3. # larger than the largest of the others, for a layer to have any
+) -> dict: # name of a linear layer → [in]: by which its inputs are to be divided, 1 for most
+    "The inputs of linear layers that would stretch the range of all others."
+    largest, hooks = {}, []
+    def note(name): return lambda layer, inputs: largest.update({name: torch.maximum(largest.get(name, torch.zeros(())), inputs[0].detach().abs().flatten(0, -2).amax(0).cpu())})
+    for name in linear_layers(model): hooks.append(model.get_submodule(name).register_forward_pre_hook(note(name)))
+    predict(model, sentences)
+    for hook in hooks: hook.remove()
+    ordinary = {name: values.sort().values[-1 - int(share*len(values))] for name, values in largest.items()}
+    return {name: (values/ordinary[name]).clamp_min(1) for name, values in largest.items() if values.max() > times*ordinary[name]}

@@ -82,11 +82,11 @@ def save_onnx(
     tensors, precision = encoder_arrays(model)
     files = {"model.onnx": onnx_bytes(model, tensors, name), "tokenizer.json": plain_tokenizer(tokenizer)}
     config = dict(model_type="fincompress-onnx", max_length=max_length, precision=precision, encoder=asdict(model.config))
-    count = sum(tensor.size for name, tensor in tensors.items() if not name.endswith(".scale"))
+    count = sum(tensor.size for name, tensor in tensors.items() if not name.endswith((".scale", ".smooth")))
     def save(place, metrics): return save_checkpoint(place, None, config, num_parameters=count, metrics=metrics, files=files, **record)
     with tempfile.TemporaryDirectory() as scratch:
         trial = OnnxModel(save(Path(scratch)/name, {}))
-        found = trial.logits(trial.tokenise(texts)[0])
-    expected = predict(model, Sentences(tokenise(texts, tokenizer, max_length))).numpy()
+        found = trial.logits(trial.tokenise(texts)[0], 1)
+    expected = predict(model, Sentences(tokenise(texts, tokenizer, max_length)), 1).numpy()
     parity = check_parity(expected, found, precision, name)
     return save(folder, {f"val_{k}": v for k, v in scores(labels, found).items()} | parity)

@@ -50,6 +50,7 @@ def linear(g:Graph, tensors:dict, x:str, name:str) -> str: # x: [..., in] → [.
     "A linear layer; in int8, its input is quantised at every call, with one range for the whole tensor."
     weight, bias = (g.constant(f"{name}.{leaf}", tensors[f"{name}.{leaf}"].T) for leaf in ("weight", "bias"))
     if f"{name}.scale" not in tensors: return g.add("Add", g.add("MatMul", x, weight), bias)
+    if f"{name}.smooth" in tensors: x = g.add("Mul", x, g.constant(f"{name}.smooth", 1/tensors[f"{name}.smooth"]))
     scale, zero = (g.constant(f"{name}.{leaf}", value) for leaf, value in (("scale", tensors[f"{name}.scale"]), ("zero", np.zeros(len(tensors[f"{name}.scale"]), np.int8))))
     integers, x_scale, x_zero = g.add("DynamicQuantizeLinear", x, outputs=3)
     return g.add("MatMulIntegerToFloat", integers, weight, x_scale, scale, x_zero, zero, bias)
@@ -70,7 +71,7 @@ def move_biases(
     moved = dict(tensors)
     def move(norm, readers, residual):
         bias = tensors[f"{norm}.bias"]
-        for name in readers: moved[f"{name}.bias"] = moved[f"{name}.bias"] + tensors[f"{name}.weight"].astype(np.float32) @ bias*tensors.get(f"{name}.scale", np.float32(1))
+        for name in readers: moved[f"{name}.bias"] = moved[f"{name}.bias"] + tensors[f"{name}.weight"].astype(np.float32) @ (bias/tensors.get(f"{name}.smooth", np.float32(1)))*tensors.get(f"{name}.scale", np.float32(1))
         for name in residual: moved[f"{name}.bias"] = moved[f"{name}.bias"] + bias
     before = "embeddings.norm"
     for name in (f"layers.{i}" for i in range(layers)):
