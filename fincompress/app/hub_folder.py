@@ -32,7 +32,7 @@ def widened(folder) -> SentimentEncoder: # folder: a checkpoint of `fincompress.
 
 def rounded_from(source:Path) -> Path|None: # source: an ONNX checkpoint of a run
     "The float checkpoint whose weights a deployed model has; None if it is not beside it any more."
-    origin = source.with_name(source.name.removesuffix("_int8") + "_tuned")
+    origin = source.with_name(source.name.removesuffix("_int8") + "_trimmed")
     return origin if (origin/INFO).is_file() and read_info(origin)["inputs"] == read_info(source)["inputs"] else None
 
 def float_encoder(run_dir, variant:str) -> SentimentEncoder|None: # None: transformers cannot hold it
