@@ -46,6 +46,7 @@ class Colab:
         venv.create(place/"venv", with_pip=False)
         (site,) = (place/"venv/lib").glob("python*/site-packages")
         (site/"packages_of_colab.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+        (place/"venv/share").symlink_to(Path(sysconfig.get_path("data"))/"share") # what packages keep beside their modules
         self.site, self.repository = site, place/"repository"
         left_out = shutil.ignore_patterns(".git", ".venv", "outputs", "tests", "__pycache__", "*.egg-info", "_site", ".pytest_cache")
         shutil.copytree(ROOT, self.repository, ignore=left_out)

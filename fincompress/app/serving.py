@@ -64,7 +64,7 @@ def theme(): # a gr.themes.Default
 def launch(page, host:str="127.0.0.1", port:int=None, **options) -> str: # `port`: None takes a free one from 7860 on; further options of gr.Blocks.launch; gives the address
     "Serve a page from this machine, in the background."
     try:
-        _, address, _ = page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, show_error=True, ssr_mode=False, pwa=False, run_history=False,
+        _, address, _ = page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, show_error=True, inline=False, ssr_mode=False, pwa=False, run_history=False,
             max_file_size="8mb", footer_links=["settings"], theme=theme(), css=STYLE, app_kwargs=dict(middleware=[Middleware(OnlyFromHere)]), **options)
     except OSError as error: raise RunError(f"the demo cannot use port {port or 7860} of {host} ({error}): choose another with --port") from error
     return address
