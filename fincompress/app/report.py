@@ -68,7 +68,7 @@ def parameter_table(rows:list[dict]) -> str:
     return html_table(pd.DataFrame({
         "Parameter": [f"<code>{row['name']}</code>" for row in rows],
         "Value": [f"<mark>{show(row['value'])}</mark>" if row["changed"] else show(row["value"]) for row in rows],
-        "Notebook's own": [show(row["own"]) if row["changed"] else "" for row in rows], "Meaning": [show(row["meaning"]) for row in rows]}))
+        "Notebook's own": [show(row["own"]) if row["changed"] else "" for row in rows], "Meaning": [show(row["meaning"]) for row in rows]}), "parameters")
 
 # %% ../../nbs/app/01_report.ipynb #8e83b0a8
 def executed_stage(run_dir, stage:str, folders): # `folders`: of this machine, not to be shown
@@ -172,7 +172,7 @@ def first_page(run_dir) -> str:
             f'<h2 id="circumstances">How this run was made</h2>{html_table(facts, "facts")}'
             f'<h2 id="parameters">Stages and their parameters</h2>{"".join(folded_parameters(run_dir, stage) for stage in STAGES)}')
 
-# %% ../../nbs/app/01_report.ipynb #08173d69
+# %% ../../nbs/app/01_report.ipynb #6e6f75a9
 COLOURS = """:root{color-scheme:light dark;--ink:#1d232b;--dim:#5b6673;--paper:#fff;--wash:#f4f6f8;--line:#d8dee4;--link:#0b5cad;--mark:#fff1b8}
 @media(prefers-color-scheme:dark){:root{--ink:#dfe5ec;--dim:#9aa6b2;--paper:#14181d;--wash:#1d232a;--line:#343d47;--link:#7db7f5;--mark:#5a4a00}}
 """
@@ -193,7 +193,7 @@ summary{cursor:pointer}details.code>summary{color:var(--dim);font-size:.8rem}
 th,td{padding:.3rem .6rem;text-align:left!important;vertical-align:top;border:0;border-bottom:1px solid var(--line)}th{font-weight:600}
 .output td,.results td{font-variant-numeric:tabular-nums}.results td{white-space:nowrap}
 .results :is(td,th):first-child{position:sticky;left:0;background:var(--paper)}
-.facts thead{display:none}.facts td{overflow-wrap:anywhere}.facts td:first-child{font-weight:600;white-space:nowrap;overflow-wrap:normal}
+.parameters td:last-child{min-width:14rem}.facts thead{display:none}.facts td{overflow-wrap:anywhere}.facts td:first-child{font-weight:600;white-space:nowrap;overflow-wrap:normal}
 mark{background:var(--mark);color:inherit}.note{border-left:4px solid #d39e00;background:var(--wash);padding:.6rem .9rem}
 button{font:inherit;font-size:.8rem;margin:.6rem 0}@media print{nav{display:none}body{display:block}}
 """
