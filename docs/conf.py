@@ -13,7 +13,7 @@ nb_code_prompt_show, nb_code_prompt_hide = "Show the imports", "Hide the imports
 myst_enable_extensions, myst_update_mathjax, myst_heading_anchors = ["amsmath", "attrs_block", "dollarmath"], False, 2
 html_math_renderer, highlight_language = "mathml", "none"
 autodoc_default_options = {"members": True, "undoc-members": True, "member-order": "bysource", "no-value": True}
-add_module_names = smartquotes = False
+add_module_names = smartquotes = autodoc_inherit_docstrings = False
 autodoc_typehints_format, python_maximum_signature_line_length, python_use_unqualified_type_names = "short", 100, True
 toc_object_entries_show_parents = "hide"
 

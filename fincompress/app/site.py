@@ -100,7 +100,7 @@ def only_imports(source:str) -> bool:
 def references(cell, module:str|None) -> list: # of cells, one or none
     "A line below code that leads to the reference of what the code defines."
     names = re.findall(r"^(?:def|class) (\w+)", cell.source, re.M) if cell.cell_type == "code" else []
-    found = [f"{{py:obj}}`{name} <{module}.{name}>`" for name in names if name in definitions().get(module, {})]
+    found = [f"{{py:obj}}`{name} <{module}.{name}>`" for name in names if not name.startswith("_") and name in definitions().get(module, {})]
     return [nbformat.v4.new_markdown_cell("{.reference-line}\nReference: " + ", ".join(found))] if found else []
 
 def page(notebook, place:Path, source:Path, root:Path): # `notebook`: executed; `place`: below nbs

@@ -27,14 +27,14 @@ def bar(chances) -> str: # `chances`: probabilities [3]
     "Probabilities as a bar of three colours, with the numbers below it."
     shares = list(zip(LABELS, chances))
     parts = "".join(f'<i style="width:{share:.2%};background:{COLOURS[label]}"></i>' for label, share in shares)
-    numbers = "".join(f'<span><i style="background:{COLOURS[label]}"></i>{label} {share:.1%}</span>' for label, share in shares)
+    numbers = " ".join(f'<span><i style="background:{COLOURS[label]}"></i>{label} {share:.1%}</span>' for label, share in shares)
     return f'<div class="bar" aria-hidden="true">{parts}</div><div class="numbers">{numbers}</div>'
 
 def answer_row(answer:dict, teacher:dict|None) -> str: # of `ask`; `teacher`: the teacher's, None if it was not asked
     "A model's answer as a row of a table."
-    unlike = '<small>unlike the teacher</small>' if teacher and teacher["label"] != answer["label"] else ""
-    cut = '<small>read in part: too long for it</small>' if answer["cut"] else ""
-    return (f'<tr><th scope="row">{html.escape(words(answer["variant"]))}<small>{answer["size_bytes"]/1e6:.2f} MB</small></th><td class="label">{answer["label"]}{unlike}{cut}</td>'
+    unlike = ' <small>unlike the teacher</small>' if teacher and teacher["label"] != answer["label"] else ""
+    cut = ' <small>read in part: too long for it</small>' if answer["cut"] else ""
+    return (f'<tr><th scope="row">{html.escape(words(answer["variant"]))} <small>{answer["size_bytes"]/1e6:.2f} MB</small></th><td class="label">{answer["label"]}{unlike}{cut}</td>'
             f'<td class="chances">{bar(answer["probabilities"])}</td><td class="ms">{answer["milliseconds"]:.2f} ms</td></tr>')
 
 def answers_html(text:str, answers) -> str: # `answers`: of `ask`
@@ -51,12 +51,12 @@ def word_html(word:str, effect:float, largest:float) -> str: # `effect`, `larges
     "A word with its effect above it, in percentage points, and in a colour as strong as the effect."
     share, colour = abs(effect)/max(largest, PALE), COLOURS["positive" if effect > 0 else "negative"]
     number = f"{100*effect:+.1f}".replace("-", "−") if abs(effect) >= 0.0005 else "0"
-    return f'<span style="background:{colour}{round(110*share):02x}"><small>{number}</small>{html.escape(word)}</span>'
+    return f'<span style="background:{colour}{round(110*share):02x}"><small>{number}</small> {html.escape(word)}</span>'
 
 def words_html(variant:str, label:str, chance:float, effects) -> str: # of `word_effects`
     "Which words an answer hangs on."
     largest = max((abs(effect) for _, effect in effects), default=0)
-    shown = "".join(word_html(word, effect, largest) for word, effect in effects)
+    shown = " ".join(word_html(word, effect, largest) for word, effect in effects)
     return (f'<p>{html.escape(words(variant))} says <b>{label}</b>, {chance:.1%}. Above each word: by how many percentage points this falls when the word is left out; '
             f'below zero, it rises.</p><div class="words">{shown}</div>')
 
