@@ -40,12 +40,15 @@ def report_file(run_dir) -> Path:
     from fincompress.app.report import write_report
     return write_report(run_dir)
 
-def run_further(run_dir, profile:str, overrides, seeds, force:bool, progress) -> bool: # whether anything was run
+def run_further(run_dir, profile:str, overrides, seeds, force:bool, progress) -> bool: # whether there is something new for the report
     "Run the further seeds of a profile and of the command line."
     from fincompress.app.seeds import run_seeds, write_summary
     executed = run_seeds(run_dir, project_root(), profile, overrides, seeds, lambda seed: typer.echo(f"further seed {seed}", err=True), STAGES, force=force, progress=progress)
-    if executed: write_summary(run_dir)
-    return any(executed.values())
+    if not executed: return False
+    file = run_dir/"results/summary.csv"
+    before = file.read_bytes() if file.exists() else None
+    write_summary(run_dir)
+    return any(executed.values()) or file.read_bytes() != before
 
 @app.command()
 def run(
