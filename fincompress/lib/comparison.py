@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['HALO', 'ANGLES', 'PLACES', 'latency_distributions', 'overlap', 'leader', 'free_place', 'label_points', 'pareto',
-           'unscored', 'score_by_latency', 'panels', 'confusion_matrices', 'reliability', 'ablation_steps']
+           'unscored', 'score_by_latency', 'panels', 'confusion_matrices', 'reliability']
 
-# %% ../../nbs/lib/09_comparison.ipynb #dc2bac87
+# %% ../../nbs/lib/09_comparison.ipynb #bd98f926
+from textwrap import fill
+
 import matplotlib.pyplot as plt, numpy as np
 from matplotlib.patheffects import withStroke
 
@@ -146,7 +148,7 @@ def confusion_matrices(
         ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for (row, column), value in np.ndenumerate(counts):
             ax.text(column, row, f"{value:,}", ha="center", va="center", color="white" if share[row, column] > 0.55 else "#333333")
-        ax.set_title(words(name), fontsize=8.5)
+        ax.set_title(fill(words(name), 22), fontsize=8.5)
         ax.set_xticks(range(3), LABELS, fontsize=8, rotation=30)
         ax.set_yticks(range(3), LABELS, fontsize=8)
         ax.grid(False)
@@ -165,31 +167,9 @@ def reliability(
         ax.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=1)
         ax.plot(table.confidence, table.accuracy, color=colour, linewidth=1)
         ax.scatter(table.confidence, table.accuracy, 4 + 160*table["count"]/table["count"].sum(), color=colour, alpha=0.8, linewidths=0)
-        ax.set_title(words(name), fontsize=8.5)
+        ax.set_title(fill(words(name), 22), fontsize=8.5)
         ax.text(0.98, 0.03, f"ECE {calibration_gap(table):.3f}", ha="right", path_effects=HALO)
         ax.set(xlim=(0, 1.03), ylim=(0, 1.03), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     figure.supxlabel("confidence", fontsize=9)
     figure.supylabel("accuracy", fontsize=9)
-    return figure
-
-# %% ../../nbs/lib/09_comparison.ipynb #6d86f83b
-@styled
-def ablation_steps(
-    table, # DataFrame: step, val_macro_f1; a step may occur several times, for several seeds
-    floor:float=None, teacher:float=None # scores to compare with
-):
-    "Score after each step of a recipe: dots for single trainings, a line through their means."
-    means = table.groupby("step", sort=False).val_macro_f1.mean()
-    figure, ax = plt.subplots(figsize=(7, 1 + 0.32*len(means)))
-    ax.plot(means, range(len(means)), color=COLOURS["student_narrow"])
-    ax.plot(table.val_macro_f1, means.index.get_indexer(table.step), "o", color=COLOURS["student_narrow"])
-    for place, mean in enumerate(means): beside(ax, f"{mean:.3f}", 1, place, xcoords="axes fraction")
-    for value, text, colour in ((floor, FLOOR, COLOURS["baseline_tfidf"]), (teacher, "teacher", COLOURS["teacher"])):
-        if value is None: continue
-        ax.axvline(value, color=colour, linestyle=(0, (4, 3)), linewidth=1.1, zorder=1)
-        ax.annotate(f"{text} {value:.3f}", (value, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points", ha="center", color=ink(colour))
-    ax.set_yticks(range(len(means)), [step if place == 0 else f"+ {step}" for place, step in enumerate(means.index)])
-    ax.set_xlabel("macro-F1 on validation")
-    ax.grid(axis="y", visible=False)
-    ax.invert_yaxis()
     return figure
