@@ -33,6 +33,24 @@ def test_second_run_does_nothing_and_says_so(done):
     assert (result.returncode, result.stdout) == (0, "everything is up to date: nothing was run\n")
     assert result.stderr.splitlines() == [f"[{i}/3] {stage}: up to date" for i, stage in enumerate(STAGES, 1)]
 
+def test_a_summary_over_seeds_that_changed_is_new_for_the_report(tmp_path, monkeypatch):
+    "Also where no stage of this command ran; what a command brought up to date is new in any case."
+    from fincompress.app import seeds
+    from fincompress.app.cli import run_further
+    monkeypatch.setattr("fincompress.app.cli.project_root", lambda: tmp_path)
+    def finish(folder, seed, f1):
+        (folder/"results").mkdir(parents=True, exist_ok=True)
+        (folder/"results/benchmark_results.csv").write_text(f"variant,seed,{','.join(seeds.SUMMED)}\nteacher,{seed},{f1},{f1},0,0\n")
+        (folder/"results/ablation.csv").write_text(f"step,val_macro_f1\nlabels,{f1}\n")
+    def is_new(executed):
+        monkeypatch.setattr(seeds, "run_seeds", lambda *words, **options: executed)
+        return run_further(tmp_path, "mine", [], [43], False, None)
+    finish(tmp_path, 42, 0.8), finish(seeds.seed_folder(tmp_path, 43), 43, 0.9)
+    assert not is_new({}) and not (tmp_path/"results/summary.csv").exists() # one seed has no summary
+    assert is_new({43: []}) and not is_new({43: []}) and is_new({43: ["08_benchmark"]})
+    finish(tmp_path, 42, 0.7)
+    assert is_new({43: []}) and not is_new({43: []})
+
 @pytest.mark.parametrize("words, code, said", [
     (["run", "-P", "mine", "-p", "epoch=3"], 1, "error: unknown parameter 'epoch', did you mean epochs?"), (["run", "-P", "none"], 1, "error: unknown profile 'none'"),
     (["run", "--frm", "data"], 2, "No such option"), (["jump"], 2, "No such command"), (["status", "nowhere"], 1, "error: nowhere is no run directory"), (["compare", "nowhere"], 1, "error: ")])
