@@ -95,8 +95,14 @@ def test_a_warning_is_an_error(tmp_path, monkeypatch):
         shutil.copytree(ROOT/"docs", source)
         (source/"index.md").write_text("# Front\n\n" + "\n\n".join(faults))
     monkeypatch.setattr(module, "write_pages", write_pages)
+    (tmp_path/"_site").mkdir()
+    (tmp_path/"_site/index.html").write_text("the last good one")
     with pytest.raises(RunError) as refusal: build_site(ROOT, out=tmp_path/"_site", work=tmp_path/"work")
     assert all(word in str(refusal.value) for word in ("dead_link", "dead_picture", "dead_module"))
+    assert (tmp_path/"_site/index.html").read_text() == "the last good one"
+    faults.clear()
+    page = build_site(ROOT, out=tmp_path/"_site", work=tmp_path/"work")/"index.html"
+    assert "Front" in page.read_text() and {path.name for path in tmp_path.iterdir()} == {"_site", "work"}
 
 def test_an_unfinished_run_gets_no_site(tmp_path):
     with pytest.raises(RunError, match="is not complete"): build_site(ROOT, run_dir=tmp_path, out=tmp_path/"_site")
@@ -121,6 +127,7 @@ def tab(browser, address):
     yield tab
     context.close()
 
+CUT = "[...document.querySelectorAll('.prev-next-area a')].filter(a => a.scrollWidth > a.clientWidth).map(a => a.innerText)"
 PICTURES = """() => [...document.images].filter(i => !i.alt.trim() || !i.naturalWidth || !i.getBoundingClientRect().width).map(i => i.src)
     .filter(src => !document.querySelector(`[src="${src}"]`)?.closest('nav,dialog'))"""
 
@@ -133,6 +140,7 @@ def test_every_page_in_a_browser(tab, pages):
         faults += [(name, picture) for picture in tab.evaluate(PICTURES)]
         tab.set_viewport_size(dict(width=400, height=800))
         if (wide := tab.evaluate("document.documentElement.scrollWidth")) > 400: faults.append((name, f"{wide} px wide on a phone"))
+        faults += [(name, title, "cut on a phone") for title in tab.evaluate(CUT)]
     assert not faults + tab.wrong, "\n".join(map(str, faults + tab.wrong))
 
 def test_search_finds_a_function(tab):

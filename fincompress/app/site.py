@@ -169,10 +169,11 @@ def build_site(root, run_dir="outputs/reference", out="_site", work="build/site"
     root = Path(root).resolve()
     run_dir, out, work = root/run_dir, root/out, root/work
     check_complete(run_dir)
-    for folder in (work/"source", out): shutil.rmtree(folder, ignore_errors=True)
+    for folder in ("source", "html"): shutil.rmtree(work/folder, ignore_errors=True)
     write_pages(work/"source", run_dir, work/"executed", root)
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-d", work/"doctrees", work/"source", out]
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-d", work/"doctrees", work/"source", work/"html"]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(root)}, stderr=subprocess.PIPE, text=True)
     if done.returncode: raise RunError(f"the site was not built:\n{done.stderr.strip()}\nThe pages that Sphinx speaks of are in {work/'source'}.")
-    shutil.copy(run_dir/"report.html", out/"report.html")
-    return out
+    shutil.copy(run_dir/"report.html", work/"html")
+    shutil.rmtree(out, ignore_errors=True)
+    return Path(shutil.move(work/"html", out))
