@@ -9,9 +9,10 @@ __all__ = ['COLOURS', 'LAYOUT', 'PAGE', 'QUESTION', 'FOLD', 'NO_RUN', 'notebook_
            'contents_list', 'machine_folders', 'style_sheet', 'write_report', 'pipe_table', 'titled', 'run_headline',
            'run_details', 'readme', 'write_readme']
 
-# %% ../../nbs/app/01_report.ipynb #0c832130
+# %% ../../nbs/app/01_report.ipynb #ef3d5527
 import html, re, tempfile
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 import nbformat, pandas as pd
 from nbclient import NotebookClient
@@ -90,7 +91,7 @@ def results_table(run_dir, mark="<strong>{}</strong>"): # `mark`: how the best v
     interval = [f" ({low:.3f} to {high:.3f})" for low, high in zip(raw.test_macro_f1_low, raw.test_macro_f1_high)]
     return pd.DataFrame({
         "Variant": raw.variant.map(html.escape), **({"Seed": raw.seed.map(str)} if raw.variant.duplicated().any() else {}),
-        "Technique": raw.technique.map(html.escape),
+        "Technique": raw.technique.map(partial(html.escape, quote=False)),
         "Parameters (million)": shown(raw.num_parameters / 1e6, "{:.2f}"),
         "Size (MB)": shown(raw.size_bytes / 1e6, "{:.1f}", raw.size_bytes.min() / 1e6),
         "Times smaller": shown(teacher.size_bytes / raw.size_bytes, "{:.1f}"),
