@@ -94,7 +94,7 @@ class FeatureLoss(nn.Module):
         self.features, self.layers, self.temperature, self.alpha = features, layers, temperature, alpha
         self.hidden_weight, self.attention_weight = hidden_weight, attention_weight
         self.project = nn.ModuleList(nn.Linear(student_size, teacher_size) for _ in layers)
-        for linear in self.project if basis is not None else (): linear.weight.data, linear.bias.data = basis.clone(), torch.zeros(teacher_size)
+        for linear in self.project if basis is not None else (): linear.weight.data.copy_(basis), linear.bias.data.zero_()
 
     def forward(self, model, batch) -> tuple: # (loss, {"soft", "hard", "hidden", "attention"}); the last two where their weight is not 0
         ids, mask, teacher = batch["input_ids"], batch["attention_mask"], self.features(batch)
