@@ -52,13 +52,13 @@ def leader(point, offset, gap:float) -> np.ndarray: # pixels; `gap`: at the poin
     return np.hstack([places - 1, places + 1])
 
 def free_place(point, size, frame, taken, scale:float): # `point`: pixels [2]; `size`, `frame`: matplotlib boxes; `taken`: boxes [n, 4]; `scale`: pixels a point
-    "Of `PLACES` around a point those where a text of that size is inside the frame; of these the one where it and its line cover little and that is near: offset in points, boxes."
+    "The one of `PLACES` around a point where a text of that size is inside the frame, it and its line cover little, and that is near, in this order: offset in points, boxes."
     found = []
     for offset in PLACES:
         anchor = np.add(point, np.multiply(offset, scale)) - [size.width*(1 - np.sign(round(offset[0])))/2, size.height/2]
         text, line = np.concatenate([anchor, anchor + [size.width, size.height]]), leader(point, np.multiply(offset, scale), 8*scale)
-        inside = (text[:2] >= frame.min).all() and (text[2:] <= frame.max).all()
-        if inside: found.append((2*overlap([text], taken) + overlap(line, taken) + np.hypot(*offset), offset, np.vstack([text, line])))
+        outside = (frame.min - text[:2]).clip(0).sum() + (text[2:] - frame.max).clip(0).sum()
+        found.append((1e6*outside + 2*overlap([text], taken) + overlap(line, taken) + np.hypot(*offset), offset, np.vstack([text, line])))
     return min(found, key=lambda each: each[0])[1:]
 
 def label_points(ax, points, texts, palette, intervals): # `points`: data coordinates [n, 2]; `intervals`: low and high of y [n, 2] or [n, 0]
