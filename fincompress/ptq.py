@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['LARGEST_WEIGHT', 'LARGEST_ACTIVATION', 'weight_scale', 'quantize_weight', 'on_grid', 'multiply_add',
            'activation_range', 'int8_linear', 'pack', 'Int8Linear', 'linear_layers', 'quantize', 'save_int8',
-           'load_int8', 'bytes_by_kind', 'blocks', 'sensitivity', 'with_pieces', 'outliers']
+           'load_int8', 'bytes_by_kind', 'blocks', 'sensitivity', 'spelt', 'general_pieces', 'pieces_by_effect',
+           'pieces_for', 'with_pieces', 'outliers']
 
-# %% ../nbs/05_ptq.ipynb #b04a8fcd
-import copy, warnings
+# %% ../nbs/05_ptq.ipynb #31d69945
+import copy, random, warnings
 from dataclasses import replace
 
 import pandas as pd, torch
@@ -17,7 +18,8 @@ from torch import nn
 from .lib.checkpoint import fill, folder_size, load_checkpoint, save_checkpoint
 from .lib.metrics import agreement, predicted, scores
 from .lib.run import RunError
-from .lib.batches import predict
+from .lib.batches import Sentences, predict, tokenise
+from .lib.vocabulary import pieces_to_keep, trim_tokenizer
 from .student import SentimentEncoder, from_bert_config, from_bert_names, to_bert_config, to_bert_name
 
 # %% ../nbs/05_ptq.ipynb #993db751
@@ -161,6 +163,56 @@ def sensitivity(model, sentences) -> pd.DataFrame: # block, val_macro_f1, delta_
         return dict(block=block, val_macro_f1=f1, delta_macro_f1=f1 - f1_float, agreement=agreement(predicted(logits), predicted(exact)),
                     mean_logit_change=(logits - exact).abs().mean().item(), bytes_saved=size(model) - size(small))
     return pd.DataFrame([row(*block) for block in blocks(model).items()])
+
+# %% ../nbs/05_ptq.ipynb #f6142c03
+def spelt(
+    piece:str, # with ## where it continues a word
+    known # pieces, the single characters among them
+) -> list[str]:
+    "A piece in smaller ones as WordPiece does it: from the left, each time the longest that fits."
+    text, parts, at = piece.removeprefix("##"), [], 0
+    while at < len(text):
+        before = "##" if at or text != piece else ""
+        end = next(end for end in range(len(text), at, -1) if before + text[at:end] in known)
+        parts.append(before + text[at:end])
+        at = end
+    return parts
+
+def general_pieces(tokenizer, known) -> list[int]: # ascending, which in BERT's vocabulary means by frequency
+    "Numbers of the pieces that are not known, without special and unused ones."
+    return sorted({number for piece, number in tokenizer.get_vocab().items() if not (piece.startswith("[") and piece.endswith("]"))} - {*known})
+
+def pieces_by_effect(
+    model, # a float SentimentEncoder
+    tokenizer, # its transformers tokeniser, with a WordPiece vocabulary
+    known, # numbers of the pieces that stay anyway, the single characters among them
+    texts, # sentences into whose first 16 pieces the others are put
+    places:int=2, # sentences for each piece
+    seed:int=0 # of sentences and places
+) -> list[int]: # of `general_pieces`, the one that is missed most first
+    "Word pieces by the change of the answer, as class probabilities, where one is spelt with known ones, times its frequency by Zipf's law."
+    others, carriers, draw = general_pieces(tokenizer, known), [ids for ids in tokenise(texts, tokenizer, 16) if len(ids) > 2], random.Random(seed)
+    names, staying = tokenizer.convert_ids_to_tokens(others), {*tokenizer.convert_ids_to_tokens([*known])}
+    def pair(number, name): # a sentence with the piece in place of one of its own, and with its spelling there
+        ids = draw.choice(carriers)
+        at = draw.randrange(1, len(ids) - 1)
+        return [ids[:at] + part + ids[at + 1:] for part in ([number], tokenizer.convert_tokens_to_ids(spelt(name, staying)))]
+    pairs = Sentences([ids for number, name in zip(others, names) for _ in range(places) for ids in pair(number, name)])
+    whole, spelled = predict(model, pairs).softmax(1).view(len(others), places, 2, -1).unbind(2)
+    effect = (whole - spelled).abs().sum(2).mean(1)/(1 + torch.tensor(others))
+    return [others[i] for i in effect.argsort(descending=True)]
+
+def pieces_for(
+    tokenizer, # a transformers tokeniser with a WordPiece vocabulary
+    texts, # sentences that training may see
+    size:int, # pieces of the new vocabulary; more are kept where special pieces and single characters are more already
+    model=None # the SentimentEncoder that would miss general pieces; None: the most frequent ones stay
+) -> list[int]: # numbers of the pieces in the old vocabulary, ascending
+    "The pieces of texts, and general ones up to the size."
+    known = {*pieces_to_keep(tokenizer, [""], 0), *(number for ids in tokenizer([*texts], add_special_tokens=False)["input_ids"] for number in ids)}
+    if len(known) >= size: return pieces_to_keep(tokenizer, texts, size)
+    others = pieces_by_effect(model, tokenizer, known, texts) if model else general_pieces(tokenizer, known)
+    return sorted([*known, *others[:size - len(known)]])
 
 # %% ../nbs/05_ptq.ipynb #f4efa877
 def with_pieces(

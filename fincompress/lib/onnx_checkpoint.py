@@ -6,9 +6,9 @@
 __all__ = ['EMBEDDINGS', 'LARGEST_DIFFERENCE', 'LEAST_AGREEMENT', 'int8_rows', 'encoder_arrays', 'check_parity',
            'plain_tokenizer', 'onnx_bytes', 'save_onnx']
 
-# %% ../../nbs/lib/13_onnx_checkpoint.ipynb #e3d245bb
+# %% ../../nbs/lib/13_onnx_checkpoint.ipynb #7a84876f
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +33,12 @@ def int8_rows(
     return tensors | integers | scales
 
 def encoder_arrays(
-    model # a SentimentEncoder, in float or of `quantize`
+    model, # a SentimentEncoder, in float or of `quantize`
+    max_length:int=None # word pieces; embeddings of later positions are left out, since no sentence comes there
 ) -> tuple[dict, str]: # (name → array, "float32" or "int8")
     "An encoder's tensors for the graph; where its layers are in int8, so are its embeddings."
     tensors = {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}
+    tensors["embeddings.positions.weight"] = tensors["embeddings.positions.weight"][:max_length]
     return (int8_rows(tensors), "int8") if any(tensor.dtype == np.int8 for tensor in tensors.values()) else (tensors, "float32")
 
 # %% ../../nbs/lib/13_onnx_checkpoint.ipynb #8d6cce22
@@ -79,9 +81,9 @@ def save_onnx(
 ) -> Path:
     "Write an encoder as an ONNX checkpoint, with its own validation scores; `RunError` if it does not answer as PyTorch does."
     texts, name, max_length = list(texts), Path(folder).name, min(max_length, model.config.max_positions)
-    tensors, precision = encoder_arrays(model)
+    tensors, precision = encoder_arrays(model, max_length)
     files = {"model.onnx": onnx_bytes(model, tensors, name), "tokenizer.json": plain_tokenizer(tokenizer)}
-    config = dict(model_type="fincompress-onnx", max_length=max_length, precision=precision, encoder=asdict(model.config))
+    config = dict(model_type="fincompress-onnx", max_length=max_length, precision=precision, encoder=asdict(replace(model.config, max_positions=max_length)))
     count = sum(tensor.size for name, tensor in tensors.items() if not name.endswith((".scale", ".smooth")))
     def save(place, metrics): return save_checkpoint(place, None, config, num_parameters=count, metrics=metrics, files=files, **record)
     with tempfile.TemporaryDirectory() as scratch:
