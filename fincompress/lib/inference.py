@@ -33,7 +33,7 @@ def open_session(
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-    options.add_session_config_entry("session.force_spinning_stop", "1") # after a call its threads sleep, and leave the cores to others
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "1000") # its threads wait a millisecond for the next call, then they sleep and leave the cores to others
     if not exact_int8(): options.add_session_config_entry("session.x64quantprecision", "1")
     try: return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error: raise RunError(f"{name} cannot be opened by ONNX Runtime ({str(error).splitlines()[0]}): export the model again") from error # its errors share no class
