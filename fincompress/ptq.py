@@ -206,12 +206,13 @@ def pieces_for(
     tokenizer, # a transformers tokeniser with a WordPiece vocabulary
     texts, # sentences that training may see
     size:int, # pieces of the new vocabulary; more are kept where special pieces and single characters are more already
-    model=None # the SentimentEncoder that would miss general pieces; None: the most frequent ones stay
+    model=None, # the SentimentEncoder that would miss general pieces; None: the most frequent ones stay
+    places:int=2 # sentences in which each is tried
 ) -> list[int]: # numbers of the pieces in the old vocabulary, ascending
     "The pieces of texts, and general ones up to the size."
     known = {*pieces_to_keep(tokenizer, [""], 0), *(number for ids in tokenizer([*texts], add_special_tokens=False)["input_ids"] for number in ids)}
     if len(known) >= size: return pieces_to_keep(tokenizer, texts, size)
-    others = pieces_by_effect(model, tokenizer, known, texts) if model else general_pieces(tokenizer, known)
+    others = pieces_by_effect(model, tokenizer, known, texts, places) if model else general_pieces(tokenizer, known)
     return sorted([*known, *others[:size - len(known)]])
 
 # %% ../nbs/05_ptq.ipynb #f4efa877
