@@ -7,16 +7,17 @@ __all__ = ['VARIANTS', 'READERS', 'WITH_TORCH', 'WITH_ONNX', 'COLUMNS', 'Encoder
            'runtime', 'checkpoint_facts', 'load_variant', 'prefixed', 'quality', 'time_variants', 'memory_job',
            'results_table', 'earlier_notes', 'recommend', 'recommendations', 'as_onnx']
 
-# %% ../nbs/08_benchmark.ipynb #f109bd87
+# %% ../nbs/08_benchmark.ipynb #867583d5
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 
 from .lib.batches import Sentences, predict, tokenise
 from .lib.checkpoint import LABELS, folder_size, load_tokenizer, read_info
-from .lib.inference import OnnxModel, run_padded
+from .lib.inference import OnnxModel
 from .lib.metrics import agreement, bootstrap_interval, expected_calibration_error, measure_latency, paired_difference, predicted, scores
 from .lib.onnx_checkpoint import save_onnx
+from .lib.peers import run_together
 from .lib.run import STAGES, RunError, read_json, stage_file
 from .lib.tfidf import TfidfClassifier
 from .ptq import load_int8
@@ -47,7 +48,7 @@ class OnnxVariant:
     "An exported encoder, asked in the same manner."
     def __init__(self, model:OnnxModel): self.model = model
     def logits(self, texts, batch_size:int) -> np.ndarray: return self.model.logits(self.model.tokenise(list(texts))[0], batch_size)
-    def classify(self, text:str, pad_to:int=0) -> str: return LABELS[run_padded(self.model.together, self.model.tokenise([text])[0], pad_to).argmax()]
+    def classify(self, text:str, pad_to:int=0) -> str: return LABELS[run_together(self.model, self.model.tokenise([text])[0], pad_to).argmax()]
 
 class LinearVariant:
     "The linear model, asked in the same manner; it has no batches and no padding."

@@ -73,8 +73,9 @@ def test_tables_of_what_is_deployed(smoke):
     read = lambda name: list(csv.DictReader((smoke/f"results/{name}.csv").open()))
     steps = read("deployed")
     assert [r["variant"] for r in steps] == ["student_wide"]*3 + ["student_narrow"]*3 and int(steps[2]["model_bytes"]) < int(steps[0]["model_bytes"])/3
-    vocabulary = {r["what"]: float(r["value"]) for r in read("vocabulary")}
-    assert vocabulary["pieces_in_vocabulary_after"] < vocabulary["pieces_in_vocabulary_before"] and vocabulary["unknown_after"] <= vocabulary["unknown_before"] and vocabulary["pieces_after"] >= vocabulary["pieces_before"]
+    vocabulary = [{k: float(v) for k, v in r.items() if k not in ("variant", "general_pieces")} for r in read("vocabulary")]
+    assert [(r["variant"], r["general_pieces"]) for r in read("vocabulary")] == [(name, way) for name in ("student_wide", "student_narrow") for way in ("by frequency", "by effect")]
+    assert all(r["pieces"] in (350, 400) and r["unknown_after"] <= r["unknown_before"] and r["pieces_after"] >= r["pieces_before"] for r in vocabulary)
     peers = {r["name"]: r for r in read("peers")}
     assert {"bert_base_pytorch", "bert_base_onnx", "bert_base_onnx_int8", "teacher_onnx_int8", "static_embeddings", "baseline_tfidf", "student_wide_pytorch", "student_wide_onnx", "student_narrow_int8_onnx"} <= {*peers}
     assert {name for name, r in peers.items() if r["trained"] == "False"} == {"bert_base_pytorch", "bert_base_onnx", "bert_base_onnx_int8"} # no score for random weights

@@ -73,7 +73,7 @@ def label_points(ax, points, texts, palette): # `points`: data coordinates [n, 2
     taken = [np.hstack([pixels - 5*scale, pixels + 5*scale]), *straight_lines(ax)]
     for point, place, text, colour in zip(points, pixels, texts, palette):
         label = ax.annotate(text, point, (0, 0), textcoords="offset points", fontsize=8, va="center", color=ink(colour), path_effects=HALO, in_layout=False)
-        offset, boxes = free_place(place, label.get_window_extent(), ax.get_window_extent(), np.vstack(taken), scale)
+        offset, boxes = free_place(place, label.get_window_extent(), ax.get_window_extent().padded(-4*scale), np.vstack(taken), scale)
         label.set(position=offset, ha=("right", "center", "left")[np.sign(round(offset[0])) + 1])
         line = dict(arrowstyle="-", color=colour, linewidth=0.6, shrinkA=0, shrinkB=3)
         if np.hypot(*offset) > 14: ax.annotate("", point, offset, textcoords="offset points", arrowprops=line, in_layout=False)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'Peer', 'word_pieces', 'linear_peer', 'bert_shape', 'in_folder', 'pytorch_peer', 'plain_onnx', 'plain_int8',
-           'onnx_peer', 'exported_peer', 'best_head', 'static_embeddings', 'static_peer', 'time_peers',
+           'onnx_peer', 'run_together', 'exported_peer', 'best_head', 'static_embeddings', 'static_peer', 'time_peers',
            'peer_throughput', 'peer_name', 'with_ratios']
 
 # %% ../../nbs/lib/14_peers.ipynb #e883e2ea
@@ -111,11 +111,15 @@ def onnx_peer(folder, max_length:int, threads:int, numbers:str, trained:bool) ->
     session, tokenise = open_session((Path(folder)/"model.onnx").read_bytes(), threads, Path(folder)/"model.onnx"), word_pieces(Path(folder)/"tokenizer.json", max_length)
     return Peer(tokenise, lambda pieces, pad_to: run_padded(session, pieces, pad_to), folder_size(folder), f"ONNX Runtime, {numbers}", trained)
 
-# %% ../../nbs/lib/14_peers.ipynb #3808826f
+# %% ../../nbs/lib/14_peers.ipynb #c9bc1ccc
+def run_together(model:OnnxModel, token_ids:list, pad_to:int=0) -> np.ndarray: # float32 [n, 3]; `pad_to`: least length, as far as the model reads
+    "One call of an exported model with all its cores."
+    return run_padded(model.together, token_ids, min(pad_to, model.tokenizer.truncation["max_length"]))
+
 def exported_peer(folder, threads:int, numbers:str) -> Peer:
     "An encoder in the form in which the study exports it."
     model = OnnxModel(folder, threads)
-    return Peer(lambda texts: model.tokenise(texts)[0], lambda pieces, pad_to: run_padded(model.together, pieces, pad_to), folder_size(folder),
+    return Peer(lambda texts: model.tokenise(texts)[0], lambda pieces, pad_to: run_together(model, pieces, pad_to), folder_size(folder),
         f"ONNX Runtime, {numbers}", batched=model.logits)
 
 # %% ../../nbs/lib/14_peers.ipynb #bd5419b9
