@@ -1,5 +1,5 @@
 """The classifier that people deploy: what it answers, what it refuses, and that the base package is all it needs."""
-import shutil, subprocess, threading, venv
+import csv, io, os, shutil, subprocess, sys, threading, venv
 from pathlib import Path
 
 import pytest
@@ -103,8 +103,41 @@ except ImportError: print("no torch")
 """
     said = subprocess.run([python, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split("\n")
     assert said[:2] == ["positive", "no torch"]
-    helped = subprocess.run([tmp_path/"env/bin/fincompress", "--help"], cwd=tmp_path, capture_output=True, text=True)
-    assert helped.returncode == 0 and "run" in helped.stdout
+    def command(*words): return subprocess.run([tmp_path/"env/bin/fincompress", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert "run" in command("--help").stdout
+    assert "positive" in command("classify", folder, "Sales rose").stdout
+
+
+# The command
+
+def command(*words, given=b""):
+    return subprocess.run([Path(sys.executable).with_name("fincompress"), "classify", *map(str, words)], input=given, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+def test_the_command_answers_words_and_lines(folder, classify):
+    shown = command(folder, "Sales rose", "[b]fell[/b] " + "sales "*20).stdout.decode()
+    assert "positive" in shown and "[b]fell[/b]" in shown and "yes" in shown
+    lines = [f"{i} " + " ".join((["rose", "fell", "sales,"]*3)[i % 3:i % 3 + 1 + i % 4]) for i in range(1200)] # some more than are answered at once
+    result = command(folder, "--csv", given="\n".join(lines + ["", "  ", "日本"]).encode())
+    rows = [*csv.DictReader(io.StringIO(result.stdout.decode()))]
+    assert [row["text"] for row in rows] == lines + ["日本"] and [row["label"] for row in rows] == [answer["label"] for answer in classify(lines + ["日本"])]
+    assert sum(float(rows[0][label]) for label in classify("rose")["scores"]) == pytest.approx(1, abs=2e-4) and [*rows[0]][0] == "text" and rows[0]["truncated"] == ""
+    assert command(folder, "--csv").stdout.decode().splitlines() == ["text,label,negative,neutral,positive,truncated"]
+
+@pytest.mark.parametrize("words, given, said", [(["Sales rose", " "], b"", "a sentence is empty"), ([], b"\xff\xfe", "no text in UTF-8")])
+def test_the_command_refuses_what_is_no_sentence(folder, words, given, said):
+    result = command(folder, *words, given=given)
+    assert result.returncode == 1 and said in result.stderr.decode() and "Traceback" not in result.stderr.decode() and result.stdout == b""
+
+def test_the_command_does_not_wait_for_somebody_to_type(monkeypatch):
+    from fincompress.app.cli import sentences
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    with pytest.raises(RunError, match="or pipe lines in"): [*sentences([], sys.stdin)]
+    assert [*sentences(["Sales rose"], sys.stdin)] == ["Sales rose"]
+
+def test_the_command_names_a_folder_without_a_model(tmp_path):
+    for place, said in ((tmp_path/"nowhere", "there is no folder"), (tmp_path, "holds no checkpoint")):
+        result = command(place, "Sales rose")
+        assert result.returncode == 1 and said in result.stderr.decode() and "Traceback" not in result.stderr.decode()
 
 
 @pytest.mark.parametrize("wrong", [dict(threads=0), dict(threads=-1), dict(threads="2"), dict(batch_size=0), dict(batch_size=-1), dict(batch_size=1.5), dict(batch_size=None)])
