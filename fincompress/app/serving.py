@@ -44,6 +44,7 @@ STYLE = """
 .scroll table {font-size: .875rem; font-variant-numeric: tabular-nums}
 .figure {min-width: 640px; max-width: 100%; background: white; border-radius: .3rem}
 .notice {border-left: .25rem solid #E69F00; padding: .3rem .8rem; margin: .3rem 0; overflow-wrap: anywhere}
+footer .divider {display: none}
 @media (max-width: 640px) {
   .gradio-container .main {padding: 1rem .5rem}
   .answers thead {position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden}
