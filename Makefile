@@ -43,7 +43,7 @@ test: install browser ## Check everything: notebooks, the smoke study, then the 
 	@echo "== 2/3 the smoke study: all nine notebooks, tiny"
 	@$(MAKE) --no-print-directory smoke
 	@echo "== 3/3 the tests, the sync of notebooks and modules among them"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 nbdev-test: install ## Run the examples of every notebook
 	cd nbs && OMP_NUM_THREADS=1 MPLBACKEND=agg ../$(BIN)/nbdev_test --n_workers 2
