@@ -1,5 +1,5 @@
 "Sphinx's settings for the site. Its pages are written by `fincompress.app.site`."
-from fincompress.app.reference import document, draw_block, draw_inline
+from fincompress.app.reference import document, draw_block, draw_inline, left_out, plain_signature
 from fincompress.app.site import settings
 from fincompress.lib.run import project_root
 
@@ -8,12 +8,13 @@ project, author, version, language = facts["title"], facts["author"], facts["ver
 project_copyright = facts["copyright"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
 
-nb_execution_mode, nb_ipywidgets_js = "off", {} # notebooks come with their outputs; no script from elsewhere
+nb_execution_mode, nb_render_markdown_format, nb_ipywidgets_js = "off", "gfm", {} # notebooks come with their outputs; no script from elsewhere
 nb_code_prompt_show, nb_code_prompt_hide = "Show the imports", "Hide the imports"
 myst_enable_extensions, myst_update_mathjax, myst_heading_anchors = ["amsmath", "attrs_block", "dollarmath"], False, 2
 html_math_renderer, highlight_language = "mathml", "none"
 autodoc_default_options = {"members": True, "undoc-members": True, "member-order": "bysource", "no-value": True}
-add_module_names = smartquotes = autodoc_inherit_docstrings = False
+add_module_names = autodoc_inherit_docstrings = False
+smartquotes_action = "D" # dashes, not quotes
 autodoc_typehints_format, python_maximum_signature_line_length, python_use_unqualified_type_names = "short", 100, True
 toc_object_entries_show_parents = "hide"
 
@@ -29,4 +30,6 @@ html_theme_options = dict(repository_url=facts["git_url"], repository_branch=fac
 
 def setup(app):
     app.connect("autodoc-process-docstring", document)
+    app.connect("autodoc-process-signature", plain_signature)
+    app.connect("autodoc-skip-member", left_out)
     app.add_html_math_renderer("mathml", inline_renderers=(draw_inline, None), block_renderers=(draw_block, None))

@@ -84,6 +84,15 @@ def test_reference_of_a_function(built, pages):
     assert "api/fincompress.vanilla_kd.html#fincompress.vanilla_kd.soft_label_loss" in pages["03_vanilla_kd.html"].links
     assert "../lib/02_training.html" in page.links
 
+def test_reference_of_a_command_and_of_a_class(pages):
+    text = re.sub(r"<[^>]+>", "", pages["api/fincompress.app.cli.html"].text)
+    assert "only: list[str] | None = None" in text and "start – --from: Run this stage and all after it again." in text
+    assert [name for name, page in pages.items() if name.startswith("api/") and re.search("object at 0x|typer.models|yaml_implicit_resolvers", page.text)] == []
+
+def test_a_table_that_code_wrote_is_a_table(pages):
+    text = re.sub("(?s)<pre.*?</pre>", "", pages["app/01_report.html"].text)
+    assert "Median latency (ms)</p></th>" in text and "| ---" not in text
+
 def test_every_exported_name_is_documented(pages):
     from fincompress._modidx import d
     names = {name for found in d["syms"].values() for name in found if not re.search(r"\._", name)}
