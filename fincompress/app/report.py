@@ -192,7 +192,7 @@ math[display=block]{padding:.4rem 0}nav summary{padding-left:1.1em;text-indent:-
 summary{cursor:pointer}details.code>summary{color:var(--dim);font-size:.8rem}
 .output{margin:.6rem 0 1rem}.scroll{overflow-x:auto;margin:.6rem 0}table{border-collapse:collapse;border:0;font-size:.88rem}
 th,td{padding:.3rem .6rem;text-align:left!important;vertical-align:top;border:0;border-bottom:1px solid var(--line)}th{font-weight:600}
-.output td,.results td{font-variant-numeric:tabular-nums}.results td{white-space:nowrap}
+.output td,.results td{font-variant-numeric:tabular-nums}.results td{white-space:nowrap}.results td:nth-child(2){white-space:normal}.results tr:has(td:nth-child(9)) td:nth-child(2){min-width:11rem}
 .results :is(td,th):first-child{position:sticky;left:0;background:var(--paper)}
 .parameters td:last-child{min-width:14rem}.facts thead{display:none}.facts td{overflow-wrap:anywhere}.facts td:first-child{font-weight:600;white-space:nowrap;overflow-wrap:normal}
 mark{background:var(--mark);color:inherit}.note{border-left:4px solid #d39e00;background:var(--wash);padding:.6rem .9rem}
