@@ -37,13 +37,14 @@ browser: # the tests of pages need one; Debian's is installed where that is allo
 	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
 	|| echo "There is no Chromium or Chrome here, and the tests of pages need one: install the package chromium"
 
+# Three workers on two cores: much of their time they wait for a browser, a server or a start.
 test: install browser ## Check everything: notebooks, the smoke study, then the tests
 	@echo "== 1/3 the notebooks' own examples"
 	@$(MAKE) --no-print-directory nbdev-test
 	@echo "== 2/3 the smoke study: all nine notebooks, tiny"
 	@$(MAKE) --no-print-directory smoke
 	@echo "== 3/3 the tests, the sync of notebooks and modules among them"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 nbdev-test: install ## Run the examples of every notebook
 	cd nbs && OMP_NUM_THREADS=1 MPLBACKEND=agg ../$(BIN)/nbdev_test --n_workers 2

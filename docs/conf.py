@@ -8,7 +8,8 @@ project, author, version, language = facts["title"], facts["author"], facts["ver
 project_copyright = facts["copyright"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
 
-nb_execution_mode, nb_render_markdown_format, nb_ipywidgets_js = "off", "gfm", {} # notebooks come with their outputs; no script from elsewhere
+nb_execution_mode, nb_ipywidgets_js = "off", {} # notebooks come with their outputs; no script from elsewhere
+nb_render_markdown_format = "gfm" # outputs may hold tables
 nb_code_prompt_show, nb_code_prompt_hide = "Show the imports", "Hide the imports"
 myst_enable_extensions, myst_update_mathjax, myst_heading_anchors = ["amsmath", "attrs_block", "dollarmath"], False, 2
 html_math_renderer, highlight_language = "mathml", "none"

@@ -121,7 +121,7 @@ def test_a_parameter_of_05_reruns_what_depends_on_it(copied):
 
 
 @pytest.mark.parametrize("stage, more", [("00_data", {"bundled_sentences": 200}), ("01_teacher", {"learning_rate": 0.002}), ("03_vanilla_kd", {"temperature": 3.0}),
-                                         ("05_ptq", {"max_length": 100})])
+                                         ("05_ptq", {"max_length": 100}), ("08_benchmark", {"latency_calls": 5, "bootstrap_samples": 100})])
 def test_a_stage_by_hand(stage, more, copied, tmp_path):
     "Plain papermill on one notebook, against a finished run."
     place, values = copied/f"stages/{stage}.json", {**load_profile(ROOT/"profiles/smoke.yaml").get(stage, {}), **more, "run_dir": str(copied)}
