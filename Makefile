@@ -29,7 +29,7 @@ demo: install ## Serve a page on which the models of a run answer; RUN is its di
 
 site: install ## Build the site from the reference run into _site
 	@echo "== building the site (some minutes the first time: the library's notebooks are executed)"
-	$(BIN)/python -c "from fincompress.app.site import build_site; build_site('.')"
+	$(BIN)/python -c "from fincompress.app.pages.site import build_site; build_site('.')"
 	@echo "== done: open _site/index.html"
 
 browser: # the tests of pages need one; Debian's is installed where that is allowed
@@ -57,7 +57,7 @@ sync: install ## Export the modules from the notebooks and clean the notebooks
 	$(BIN)/nbdev_clean
 
 readme: install ## Write README.md from nbs/index.ipynb
-	$(BIN)/python -c "from fincompress.app.report import write_readme; write_readme('.')"
+	$(BIN)/python -c "from fincompress.app.pages.readme import write_readme; write_readme('.')"
 
 reference: install ## Run the reference study; SOURCE is a folder with the original files of PhraseBank and FiQA
 	@test -d "$(SOURCE)" || { echo "give the folder of the original data files: make reference SOURCE=..."; exit 2; }

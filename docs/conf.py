@@ -1,7 +1,7 @@
-"Sphinx's settings for the site. Its pages are written by `fincompress.app.site`."
-from fincompress.app.reference import document, draw_block, draw_inline, left_out, plain_signature
-from fincompress.app.site import settings
-from fincompress.lib.run import project_root
+"Sphinx's settings for the site. Its pages are written by `fincompress.app.pages.site`."
+from fincompress.app.pages.sphinx_hooks import document, draw_block, draw_inline, left_out, plain_signature
+from fincompress.app.pages.site import settings
+from fincompress.lib.run.source import project_root
 
 facts = settings(project_root())
 project, author, version, language = facts["title"], facts["author"], facts["version"], "en"

@@ -4,6 +4,6 @@ __version__ = "0.1.0"
 def __getattr__(name):
     "`Classifier`, imported when it is first asked for: the command and the notebooks do without its libraries."
     if name == "Classifier":
-        from .app.classifier import Classifier
+        from .app.use.classifier import Classifier
         return Classifier
     raise AttributeError(f"module 'fincompress' has no attribute {name!r}")

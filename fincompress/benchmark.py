@@ -12,14 +12,16 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 
-from .lib.batches import Sentences, predict, tokenise
-from .lib.checkpoint import LABELS, folder_size, load_tokenizer, read_info
-from .lib.inference import OnnxModel
-from .lib.metrics import agreement, bootstrap_interval, expected_calibration_error, measure_latency, paired_difference, predicted, scores
-from .lib.onnx_checkpoint import save_onnx
-from .lib.peers import run_together
-from .lib.run import STAGES, RunError, read_json, stage_file
-from .lib.tfidf import TfidfClassifier
+from .lib.train.batches import Sentences, predict, tokenise
+from .lib.run.checkpoint import LABELS, folder_size, load_tokenizer, read_info
+from .lib.onnx.runtime import OnnxModel
+from .lib.measure.metrics import agreement, bootstrap_interval, expected_calibration_error, paired_difference, predicted, scores
+from .lib.measure.timing import measure_latency
+from .lib.onnx.checkpoint import save_onnx
+from .lib.onnx.alternatives import run_together
+from .lib.run.stage import STAGES, stage_file
+from .lib.run.files import RunError, read_json
+from .lib.text.tfidf import TfidfClassifier
 from .ptq import load_int8
 from .student import load_encoder
 
@@ -125,7 +127,7 @@ from fincompress.benchmark import load_variant, torch
 torch.set_num_threads(job["threads"])
 variant = load_variant(job["folder"], job["max_length"]) if job["folder"] else None
 for text in job["texts"] if variant else []: variant.classify(text)"""
-WITH_ONNX = """from fincompress.lib.inference import OnnxModel
+WITH_ONNX = """from fincompress.lib.onnx.runtime import OnnxModel
 model = OnnxModel(job["folder"], job["threads"])
 for text in job["texts"]: model.logits(model.tokenise([text])[0])"""
 

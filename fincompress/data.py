@@ -19,12 +19,12 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from sklearn.preprocessing import normalize
 
-from .lib.checkpoint import LABELS
-from .lib.corpus import synthetic_corpus
-from .lib.hub import from_hub
-from .lib.run import RunError
-from .lib.tfidf import TfidfClassifier
-from .lib.batches import NO_LABEL, Sentences, tokenise
+from .lib.run.checkpoint import LABELS
+from .lib.text.corpus import synthetic_corpus
+from .lib.run.hub import from_hub
+from .lib.run.files import RunError
+from .lib.text.tfidf import TfidfClassifier
+from .lib.train.batches import NO_LABEL, Sentences, tokenise
 
 # %% ../nbs/00_data.ipynb #4ee2346a
 def read_text(path) -> str:

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from .lib.run import RunError
-from .student import look_inside
+from .lib.run.files import RunError
+from .student import encoder_outputs
 from .vanilla_kd import distillation_terms
 
 # %% ../nbs/04_intermediate_kd.ipynb #e55881a5
@@ -48,7 +48,7 @@ class TeacherFeatures:
         self.logits = torch.empty(len(sentences), teacher.config.labels)
         self.hidden = torch.empty(int(self.starts[-1]), len(self.layers), width, dtype=torch.float16)
         self.maps = torch.empty(int(self.map_starts[-1]), len(self.layers), dtype=torch.float16) if maps else None
-        for batch, out in look_inside(teacher, sentences, attentions=maps, short=short): self.keep(batch["index"].cpu(), out)
+        for batch, out in encoder_outputs(teacher, sentences, attentions=maps, short=short): self.keep(batch["index"].cpu(), out)
 
     def keep(self, index, out):
         "Put a batch's output into its rows."

@@ -15,11 +15,11 @@ from dataclasses import replace
 import pandas as pd, torch
 from torch import nn
 
-from .lib.checkpoint import fill, folder_size, load_checkpoint, save_checkpoint
-from .lib.metrics import agreement, predicted, scores
-from .lib.run import RunError
-from .lib.batches import Sentences, predict, tokenise
-from .lib.vocabulary import pieces_to_keep, trim_tokenizer
+from .lib.run.checkpoint import fill, folder_size, load_checkpoint, save_checkpoint
+from .lib.measure.metrics import agreement, predicted, scores
+from .lib.run.files import RunError
+from .lib.train.batches import Sentences, predict, tokenise
+from .lib.text.vocabulary import pieces_to_keep, trim_tokenizer
 from .student import SentimentEncoder, from_bert_config, from_bert_names, to_bert_config, to_bert_name
 
 # %% ../nbs/05_ptq.ipynb #993db751
@@ -220,7 +220,7 @@ def with_pieces(
     model:SentimentEncoder, # stays as it is
     kept:list # numbers of the word pieces to keep, in their new order
 ) -> SentimentEncoder: # in evaluation mode
-    "An encoder with a part of the vocabulary; see `fincompress.lib.vocabulary`."
+    "An encoder with a part of the vocabulary; see `fincompress.lib.text.vocabulary`."
     tensors = model.state_dict()
     tensors["embeddings.words.weight"] = tensors["embeddings.words.weight"][kept]
     return fill(SentimentEncoder(replace(model.config, vocab_size=len(kept))), tensors, "the encoder with fewer word pieces").eval()

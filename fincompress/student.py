@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SelfAttention', 'EncoderLayer', 'Embeddings', 'SentimentEncoder', 'from_hf', 'to_hf', 'save_encoder', 'load_encoder',
-           'layer_map', 'look_inside', 'states_of', 'begin_with', 'parameters_by_part']
+           'layer_map', 'encoder_outputs', 'states_of', 'student_from_layers', 'parameters_by_part']
 
 # %% ../nbs/02_student.ipynb #29f88ae4
 from dataclasses import replace
@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import torch, torch.nn.functional as F
 from torch import nn
 
-from .lib.batches import Sentences, batches, device, to_device
-from .lib.checkpoint import fill, load_checkpoint, save_checkpoint
-from .lib.projection import narrow_tensors, pick_layers, principal_directions
-from .lib.run import RunError
-from .lib.training import autocast
-from .lib.shape import EncoderConfig, from_bert_config, from_bert_names, to_bert_config, to_bert_name
+from .lib.train.batches import Sentences, batches, device, to_device
+from .lib.run.checkpoint import fill, load_checkpoint, save_checkpoint
+from .lib.model.narrowing import narrow_tensors, pick_layers, principal_directions
+from .lib.run.files import RunError
+from .lib.train.training import autocast
+from .lib.model.encoder_config import EncoderConfig, from_bert_config, from_bert_names, to_bert_config, to_bert_name
 
 # %% ../nbs/02_student.ipynb #d5a362c2
 class SelfAttention(nn.Module):
@@ -144,7 +144,7 @@ def layer_map(student_layers:int, teacher_layers:int) -> dict[int, int]: # stude
     return {i: (i + 1)*teacher_layers//student_layers - 1 for i in range(student_layers)}
 
 @torch.inference_mode()
-def look_inside(model, sentences:Sentences, batch_size:int=64, attentions:bool=False, short:bool=False): # yields (batch, output with hidden_states), on the model's device
+def encoder_outputs(model, sentences:Sentences, batch_size:int=64, attentions:bool=False, short:bool=False): # yields (batch, output with hidden_states), on the model's device
     "A model's hidden states, and its attention maps if wanted, batch by batch; `short`: computed in the device's 16-bit numbers."
     where = model.classifier.weight.device
     model.eval()
@@ -155,9 +155,9 @@ def look_inside(model, sentences:Sentences, batch_size:int=64, attentions:bool=F
 
 def states_of(model, sentences:Sentences, layers) -> torch.Tensor: # [n, H], on the CPU; `layers`: numbers from 0, and -1 for the embeddings
     "Hidden states behind some layers at all real word pieces."
-    return torch.cat([out.hidden_states[i + 1][batch["attention_mask"].bool()].cpu() for batch, out in look_inside(model, sentences) for i in layers])
+    return torch.cat([out.hidden_states[i + 1][batch["attention_mask"].bool()].cpu() for batch, out in encoder_outputs(model, sentences) for i in layers])
 
-def begin_with(
+def student_from_layers(
     model:SentimentEncoder, # stays as it is; all its layers alike
     layers:int, hidden_size:int, intermediate_size:int, # of the student
     states, # hidden states [n, H] that show in which directions they vary

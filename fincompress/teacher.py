@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification, BertTokenizerFast
 
-from .lib.checkpoint import LABELS, save_checkpoint
-from .lib.hub import bounded, from_hub
-from .lib.run import RunError, file_digest
+from .lib.run.checkpoint import LABELS, save_checkpoint
+from .lib.run.hub import bounded, from_hub
+from .lib.run.files import RunError, file_digest
 
 # %% ../nbs/01_teacher.ipynb #921baa0e
 MINILM_DIGEST = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db" # of the published model.safetensors

@@ -9,7 +9,7 @@ __all__ = ['soften', 'distillation_terms', 'soft_label_loss', 'gradient_norm', '
 import pandas as pd, torch, torch.nn.functional as F
 
 from .data import read_split, sentences
-from .lib.batches import NO_LABEL, Sentences
+from .lib.train.batches import NO_LABEL, Sentences
 
 # %% ../nbs/03_vanilla_kd.ipynb #04d9a71f
 def soften(logits, temperature:float): # [n, classes] → probabilities [n, classes]

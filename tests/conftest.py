@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 STAGES = ("00_data", "01_teacher", "02_student")
-IMPORTS = "import json, os, sys, time\nfrom pathlib import Path\nfrom fincompress.lib.run import RunError, Stage, write_json, write_text, read_json"
+IMPORTS = "import json, os, sys, time\nfrom pathlib import Path\nfrom fincompress.lib.run.stage import Stage\nfrom fincompress.lib.run.files import RunError, write_json, write_text, read_json"
 DATA = ['run_dir = "outputs/t4" # the run directory\nrows = 3 # lines of data\nseed = 42 # of nothing', IMPORTS, 'stage = Stage("00_data", globals())',
         'write_text(stage.output("data/train.csv"), "line\\n"*rows)\nprint(sys.executable)\nprint("a warning", file=sys.stderr)', "stage.publish(rows=rows)"]
 TEACHER = ['run_dir = "outputs/t4" # the run directory\nepochs = 2 # passes\nlearning_rate = 5e-5 # a number\nseed = 42 # of nothing\nlimit = None # anything',
@@ -32,7 +32,7 @@ class Project:
     def write(self, stage, sources, tag="parameters"): (self.root/f"nbs/{stage}.ipynb").write_text(json.dumps(notebook(sources, tag)))
     def record(self, stage): return json.loads((self.run_dir/f"stages/{stage}.json").read_text())
     def study(self, *overrides, profile="mine", **options):
-        from fincompress.app.pipeline import run_study
+        from fincompress.app.study.pipeline import run_study
         return run_study(self.run_dir, profile, overrides, root=self.root, stages=STAGES, **options)
     def words(self, *words, before=""):
         return [sys.executable, "-c", f"{before}\nimport fincompress.app.cli as cli\ncli.STAGES = {STAGES}\ncli.report_file = lambda run: run\ncli.main()", *map(str, words)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fincompress.lib.run import file_digest, files_below
+from fincompress.lib.run.files import file_digest, files_below
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT/"outputs"/"smoke"

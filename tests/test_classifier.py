@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fincompress import Classifier
-from fincompress.lib.inference import save_word_model
-from fincompress.lib.run import RunError
+from fincompress.lib.onnx.runtime import save_word_model
+from fincompress.lib.run.files import RunError
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = {"rose": (0, 0, 2), "fell": (2, 0, 0), "sales": (0, 0.5, 0), "?": (0, 0, 1)}
@@ -162,8 +162,8 @@ def test_both_sessions_are_of_the_model_that_was_opened(tmp_path):
 def test_int8_is_exact_on_processors_without_vnni(monkeypatch):
     "The way that is chosen there opens and gives the same answers."
     import numpy as np
-    from fincompress.lib import inference
-    from fincompress.lib.onnx_graph import Graph, linear
+    from fincompress.lib.onnx import runtime as inference
+    from fincompress.lib.onnx.graph import Graph, linear
     from onnx import TensorProto
     g, rows = Graph(), np.full((3, 64), 127, np.int8)
     x = g.add("Identity", "x")

@@ -35,7 +35,7 @@ def test_second_run_does_nothing_and_says_so(done):
 
 def test_a_summary_over_seeds_that_changed_is_new_for_the_report(tmp_path, monkeypatch):
     "Also where no stage of this command ran; what a command brought up to date is new in any case."
-    from fincompress.app import seeds
+    from fincompress.app.study import seeds
     from fincompress.app.cli import run_further
     monkeypatch.setattr("fincompress.app.cli.project_root", lambda: tmp_path)
     def finish(folder, seed, f1):
@@ -64,7 +64,7 @@ def test_a_failing_cell_exits_1(done):
     assert result.returncode == 1 and "error: 01_teacher failed in cell 6" in result.stderr and "IndexError" in result.stderr and "Traceback" not in result.stderr
 
 def test_our_own_mistakes_keep_their_traceback(done):
-    result = done.command("status", done.run_dir, before="import fincompress.app.pipeline as p\np.stage_status = lambda *_: 1/0")
+    result = done.command("status", done.run_dir, before="import fincompress.app.study.pipeline as p\np.stage_status = lambda *_: 1/0")
     assert result.returncode == 1 and "ZeroDivisionError" in result.stderr and "Traceback" in result.stderr
 
 def test_status_repeats_the_recorded_command(done):

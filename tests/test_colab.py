@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fincompress.lib.run import STAGES, read_json, stage_file
+from fincompress.lib.run.stage import STAGES, stage_file
+from fincompress.lib.run.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT/"nbs/colab.ipynb"

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, pytest
 
-from fincompress.app.answers import open_models
-from fincompress.app.demo import EXAMPLES
-from fincompress.lib.checkpoint import LABELS
-from fincompress.lib.run import RunError, STAGES, stage_file
+from fincompress.app.demo.models import open_models
+from fincompress.app.demo.page import EXAMPLES
+from fincompress.lib.run.checkpoint import LABELS
+from fincompress.lib.run.files import RunError
+from fincompress.lib.run.stage import STAGES, stage_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT/"outputs/smoke"

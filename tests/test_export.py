@@ -6,15 +6,15 @@ import numpy as np, pandas as pd, pytest, torch, yaml
 from transformers import BertTokenizerFast, pipeline
 
 from fincompress import Classifier
-from fincompress.app.export import export
+from fincompress.app.deploy.export import export
 from fincompress.benchmark import load_variant
-from fincompress.lib import onnx_checkpoint
-from fincompress.lib.batches import Sentences, tokenise
-from fincompress.lib.checkpoint import read_info
-from fincompress.lib.metrics import probabilities
-from fincompress.lib.run import RunError, digest, files_below, write_csv, write_json
-from fincompress.lib.tfidf import TfidfClassifier
-from fincompress.lib.training import cross_entropy, fit
+from fincompress.lib.onnx import checkpoint as onnx_checkpoint
+from fincompress.lib.train.batches import Sentences, tokenise
+from fincompress.lib.run.checkpoint import read_info
+from fincompress.lib.measure.metrics import probabilities
+from fincompress.lib.run.files import RunError, digest, files_below, write_csv, write_json
+from fincompress.lib.text.tfidf import TfidfClassifier
+from fincompress.lib.train.training import cross_entropy, fit
 from fincompress.pruning import remove_units
 from fincompress.ptq import quantize, save_int8
 from fincompress.student import EncoderConfig, SentimentEncoder, save_encoder

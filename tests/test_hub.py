@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import hub_stand_in
-from fincompress.lib.hub import reach_hub
-from fincompress.lib.run import RunError
+from fincompress.lib.run.hub import reach_hub
+from fincompress.lib.run.files import RunError
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA, BACKBONE = 'read_source("hub", 0.1, 10, 1000, 42)', 'open_backbone("ProsusAI/finbert", [], 0, "")'
@@ -18,8 +18,8 @@ from fincompress.teacher import open_backbone
 """
 PROGRAM = """
 import json, os, sys, threading, time
-from fincompress.lib.hub import from_hub
-from fincompress.lib.run import RunError
+from fincompress.lib.run.hub import from_hub
+from fincompress.lib.run.files import RunError
 IMPORTS
 
 def told(action):

@@ -2,10 +2,10 @@
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest
-from fincompress.app import pipeline
-from fincompress.app.parameters import stage_parameters
-from fincompress.app.seeds import run_seeds
-from fincompress.lib.run import RunError
+from fincompress.app.study import pipeline
+from fincompress.app.study.parameters import stage_parameters
+from fincompress.app.study.seeds import run_seeds
+from fincompress.lib.run.files import RunError
 from conftest import DATA, STAGES, TEACHER
 
 def status(project, *overrides):
@@ -88,7 +88,7 @@ def test_a_tampered_output_is_made_again(done):
 
 def test_an_input_from_outside_counts(done):
     (done.root/"corpus.txt").write_text("as it was")
-    done.write("02_student", ['run_dir = "outputs/t4"\nwidth = 4', "from fincompress.lib.run import Stage, write_json",
+    done.write("02_student", ['run_dir = "outputs/t4"\nwidth = 4', "from fincompress.lib.run.stage import Stage\nfrom fincompress.lib.run.files import write_json",
                              'stage = Stage("02_student", globals())\nwrite_json(stage.output("results/size.json"), stage.external("corpus.txt").stat().st_size)', "stage.publish()"])
     assert done.study() == ["02_student"]
     assert status(done)[2][0] == "done" and not (done.run_dir/"results/student.json").exists()

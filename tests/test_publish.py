@@ -8,13 +8,14 @@ from typer.testing import CliRunner
 
 import hub_stand_in
 from fincompress import Classifier
-from fincompress.app import cli, publish as publishing
-from fincompress.app.hub_folder import transformers_logits, write_published
-from fincompress.app.publish import APP, write_space
-from fincompress.lib.checkpoint import load_tokenizer, read_info
-from fincompress.lib.onnx_checkpoint import save_onnx
-from fincompress.lib.run import RunError, write_csv, write_json
-from fincompress.lib.vocabulary import trim_tokenizer
+from fincompress.app import cli
+from fincompress.app.deploy import publish as publishing
+from fincompress.app.deploy.hub_folder import transformers_logits, write_published
+from fincompress.app.deploy.publish import APP, write_space
+from fincompress.lib.run.checkpoint import load_tokenizer, read_info
+from fincompress.lib.onnx.checkpoint import save_onnx
+from fincompress.lib.run.files import RunError, write_csv, write_json
+from fincompress.lib.text.vocabulary import trim_tokenizer
 from fincompress.pruning import remove_units
 from fincompress.ptq import quantize, save_int8, with_pieces
 from fincompress.student import load_encoder, save_encoder
@@ -150,9 +151,9 @@ def test_the_space(published, tmp_path, monkeypatch):
 PROGRAM = """
 import json, os, sys
 from fincompress import Classifier
-from fincompress.app.hub_folder import transformers_logits
-from fincompress.app.publish import check_access, publish, upload
-from fincompress.lib.run import RunError
+from fincompress.app.deploy.hub_folder import transformers_logits
+from fincompress.app.deploy.publish import check_access, publish, upload
+from fincompress.lib.run.files import RunError
 job = json.load(sys.stdin)
 def told(action, *arguments, **more):
     try: return action(*arguments, **more)

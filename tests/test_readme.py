@@ -1,8 +1,8 @@
 "README.md is `nbs/index.ipynb`, executed and converted."
 import re, shutil
 import pytest
-from fincompress.app.report import NO_RUN, readme, run_details, run_headline, write_readme
-from fincompress.lib.run import project_root
+from fincompress.app.pages.readme import NO_RUN, readme, run_details, run_headline, write_readme
+from fincompress.lib.run.source import project_root
 
 ROOT = project_root()
 

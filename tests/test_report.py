@@ -5,10 +5,13 @@ from pathlib import Path
 import nbformat, pandas as pd, pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from conftest import loopback
-from fincompress.app.pages import mathml
-from fincompress.app.pipeline import execute_notebook
-from fincompress.app.report import floor_sentence, results_table, write_report
-from fincompress.lib.run import RunError, STAGES, project_root, stage_file, write_csv, write_json
+from fincompress.app.pages.notebook_html import mathml
+from fincompress.app.study.pipeline import execute_notebook
+from fincompress.app.results import floor_sentence, results_table
+from fincompress.app.pages.report import write_report
+from fincompress.lib.run.files import RunError, write_csv, write_json
+from fincompress.lib.run.stage import STAGES, stage_file
+from fincompress.lib.run.source import project_root
 
 ROOT = project_root()
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}

@@ -5,9 +5,11 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 from conftest import loopback
-from fincompress.app import site as module
-from fincompress.app.site import build_site
-from fincompress.lib.run import RunError, STAGES, project_root
+from fincompress.app.pages import site as module
+from fincompress.app.pages.site import build_site
+from fincompress.lib.run.files import RunError
+from fincompress.lib.run.stage import STAGES
+from fincompress.lib.run.source import project_root
 
 ROOT = project_root()
 REFERENCE = ROOT/"outputs/reference"
@@ -76,9 +78,9 @@ def test_no_leftovers_of_notebooks_and_machines(pages):
     assert text.count("<math") > 30
 
 def test_reference_of_a_function(built, pages):
-    page = pages["api/fincompress.lib.training.html"]
+    page = pages["api/fincompress.lib.train.training.html"]
     text = re.sub(r"<[^>]+>", "", page.text)
-    assert "fincompress.lib.training.fit" in page.ids and "path of a CSV with one row an epoch" in text and "Returns" in text
+    assert "fincompress.lib.train.training.fit" in page.ids and "path of a CSV with one row an epoch" in text and "Returns" in text
     source = next(link for link in page.links if "_modules/" in link and link.endswith("#fit"))
     assert "def fit" in re.sub(r"<[^>]+>", "", (built/"_modules/fincompress/lib/training.html").read_text(encoding="utf-8")), source
     assert "api/fincompress.vanilla_kd.html#fincompress.vanilla_kd.soft_label_loss" in pages["03_vanilla_kd.html"].links

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fincompress.app.parameters import load_profile
-from fincompress.lib.run import STAGES, file_digest
+from fincompress.app.study.parameters import load_profile
+from fincompress.lib.run.stage import STAGES
+from fincompress.lib.run.files import file_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT/"outputs"/"smoke"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fincompress.lib.run import STAGES
+from fincompress.lib.run.stage import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 
