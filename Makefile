@@ -20,7 +20,7 @@ $(VENV)/.installed: settings.ini setup.py pyproject.toml
 	@touch $@
 
 study: install ## Run the whole study offline on this CPU into outputs/local
-	@echo "== running the nine notebooks with the profile local"
+	@echo "== running the notebooks with the profile local"
 	$(BIN)/fincompress run --profile local --run-dir outputs/local
 	@echo "== done: open outputs/local/report.html; the results are in outputs/local/results"
 
@@ -32,24 +32,24 @@ site: install ## Build the site from the reference run into _site
 	$(BIN)/python -c "from fincompress.app.pages.site import build_site; build_site('.')"
 	@echo "== done: open _site/index.html"
 
-browser: # the tests of pages need one; Debian's is installed where that is allowed
+browser: # tests of pages need one; Debian's is installed where that is allowed
 	@for name in chromium chromium-browser google-chrome chrome; do command -v $$name >/dev/null && exit 0; done; \
 	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
 	|| echo "There is no Chromium or Chrome here, and the tests of pages need one: install the package chromium"
 
-# Three workers on two cores: much of their time they wait for a browser, a server or a start.
+# Three workers on two cores: much of the time they wait for a browser, a server or a start.
 test: install browser ## Check everything: notebooks, the smoke study, then the tests
 	@echo "== 1/3 the notebooks' own examples"
 	@$(MAKE) --no-print-directory nbdev-test
-	@echo "== 2/3 the smoke study: all nine notebooks, tiny"
+	@echo "== 2/3 the smoke study: every stage, tiny"
 	@$(MAKE) --no-print-directory smoke
 	@echo "== 3/3 the tests, the sync of notebooks and modules among them"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 10
 
 nbdev-test: install ## Run the examples of every notebook
 	cd nbs && OMP_NUM_THREADS=1 MPLBACKEND=agg ../$(BIN)/nbdev_test --n_workers 2
 
-smoke: install ## Run all nine notebooks on a tiny model into outputs/smoke
+smoke: install ## Run every stage on a tiny model into outputs/smoke
 	$(BIN)/fincompress run --profile smoke --run-dir outputs/smoke
 
 sync: install ## Export the modules from the notebooks and clean the notebooks

@@ -1,163 +1,285 @@
-"""The notebook for Colab, where Colab is simulated: its module, an environment that has its packages, another folder, the form filled in."""
-import importlib.metadata, json, os, re, shutil, signal, subprocess, sys, sysconfig, venv, zipfile
+"""The notebook for Colab, on a simulated Colab.
+
+It has Colab's module, an environment with its packages, another folder, and the form filled in."""
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sysconfig
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from fincompress.lib.run.stage import STAGES, stage_file
 from fincompress.lib.run.files import read_json
+from fincompress.lib.run.stage import STAGES, stage_file
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT/"nbs/colab.ipynb"
-MOUNT = "def mount(place): noted('mount', place); os.makedirs(place + '/MyDrive', exist_ok=True)\n"
-COLAB = {"__init__.py": "", "drive.py": MOUNT, "files.py": "def download(path): noted('download', path)\n"}
-NOTED = "import json, os\ndef noted(*what):\n    with open(os.environ['NOTED'], 'a') as file: file.write(json.dumps(what) + '\\n')\n"
+NOTED = """
+import json, os
+def noted(*what):
+    with open(os.environ["NOTED"], "a") as file:
+        file.write(json.dumps(what) + "\\n")
+"""
+COLAB = {
+    "__init__.py": "",
+    "drive.py": NOTED + """
+def mount(place):
+    noted("mount", place)
+    os.makedirs(place + "/MyDrive", exist_ok=True)
+""",
+    "files.py": NOTED + """
+def download(path):
+    noted("download", path)
+""",
+}
 DRIVER = """
-import sys, nbformat
+import sys
+
+import nbformat
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
+
 source, target, folder = sys.argv[1:]
 notebook = nbformat.read(source, 4)
-manager = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[])) # the kernel of this environment
-try: NotebookClient(notebook, km=manager, timeout=None, resources=dict(metadata=dict(path=folder))).execute()
-finally: nbformat.write(notebook, target)
+own_kernel = KernelSpecManager(kernel_dirs=[])  # the one of this environment
+manager = AsyncKernelManager(kernel_spec_manager=own_kernel)
+resources = dict(metadata=dict(path=folder))
+try:
+    NotebookClient(notebook, km=manager, timeout=None, resources=resources).execute()
+finally:
+    nbformat.write(notebook, target)
 """
+LEFT_OUT = (".git", ".venv", "outputs", "tests", "__pycache__", "*.egg-info", "_site",
+            ".pytest_cache")
+OTHERS = ("PIP_", "PYTHON", "FINCOMPRESS", "JUPYTER", "HF_", "IPYTHON", "VIRTUAL_ENV")
 
 
-def code_cells(notebook): return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+def code_cells(notebook) -> list[dict]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def source_of(cell) -> str:
+    return "".join(cell["source"])
 
 
 def filled(notebook: dict, **fields) -> dict:
     "The notebook with its form filled in: a field's line gets another value, as Colab does it."
+    form = code_cells(notebook)[0]
     for name, value in fields.items():
-        form = code_cells(notebook)[0]
-        source, count = re.subn(rf"(?m)^{name} = .*?(?= #@param)", lambda _: f"{name} = {value!r}", "".join(form["source"]))
+        line = re.compile(rf"(?m)^{name} = .*?(?= #@param)")
+        new, count = line.subn(f"{name} = {value!r}", source_of(form))
         assert count == 1, f"the form has {count} fields {name}"
-        form["source"] = source
+        form["source"] = new
     return notebook
 
 
 class Colab:
-    "A runtime: a folder to start in, a Python with the packages of this one, google.colab, and the address of a repository."
+    "A runtime: a folder to start in, a Python with the packages of this one, a repository."
     def __init__(self, place: Path):
-        self.place, self.content, self.python = place, place/"content", place/"venv/bin/python"
-        for folder in ("content", "home", "module/google/colab"): (place/folder).mkdir(parents=True)
-        for name, text in COLAB.items(): (place/"module/google/colab"/name).write_text(text and NOTED + text)
-        venv.create(place/"venv", with_pip=False)
-        (site,) = (place/"venv/lib").glob("python*/site-packages")
-        (site/"packages_of_colab.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-        (place/"venv/share").symlink_to(Path(sysconfig.get_path("data"))/"share") # what packages keep beside their modules
-        self.site, self.repository = site, place/"repository"
-        left_out = shutil.ignore_patterns(".git", ".venv", "outputs", "tests", "__pycache__", "*.egg-info", "_site", ".pytest_cache")
-        shutil.copytree(ROOT, self.repository, ignore=left_out)
+        self.place = place
+        self.content = place/"content"
+        self.python = place/"venv/bin/python"
+        self.repository = place/"repository"
+        for folder in ("content", "home", "module/google/colab"):
+            (place/folder).mkdir(parents=True)
+        for name, text in COLAB.items():
+            (place/"module/google/colab"/name).write_text(text)
+        self.make_environment()
+        self.make_repository()
+
+    def make_environment(self):
+        venv.create(self.place/"venv", with_pip=False)
+        (self.site,) = (self.place/"venv/lib").glob("python*/site-packages")
+        packages = f"{sysconfig.get_path('purelib')}\n"
+        (self.site/"packages_of_colab.pth").write_text(packages)
+        # what packages keep beside their modules
+        (self.place/"venv/share").symlink_to(Path(sysconfig.get_path("data"))/"share")
+
+    def make_repository(self):
+        shutil.copytree(ROOT, self.repository, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        git = ["git", "-C", self.repository]
         author = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
-        for words in (["init", "-q", "-b", "main"], ["add", "-A"], [*author, "commit", "-q", "-m", "all"]):
-            subprocess.run(["git", "-C", self.repository, *words], check=True)
+        subprocess.run([*git, "init", "-q", "-b", "main"], check=True)
+        subprocess.run([*git, "add", "-A"], check=True)
+        subprocess.run([*git, *author, "commit", "-q", "-m", "all"], check=True)
+
+    def environment(self, on_colab: bool) -> dict:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(OTHERS)}
+        kept |= dict(PIP_NO_INDEX="1", PIP_NO_BUILD_ISOLATION="0", HF_HUB_OFFLINE="1",
+                     OMP_NUM_THREADS="1", MPLBACKEND="agg", COLUMNS="150")
+        kept |= dict(HOME=str(self.place/"home"), NOTED=str(self.place/"noted.jsonl"),
+                     PATH=f"{self.python.parent}:{os.environ['PATH']}")
+        return kept | (dict(PYTHONPATH=str(self.place/"module")) if on_colab else {})
 
     def run(self, on_colab=True, **fields):
         "Execute the notebook in a new kernel; the process, and the notebook as executed."
-        source, target = self.place/"filled.ipynb", self.place/"executed.ipynb"
-        source.write_text(json.dumps(filled(read_json(NOTEBOOK), repository=str(self.repository), **fields)))
-        others = "PIP_", "PYTHON", "FINCOMPRESS", "JUPYTER", "HF_", "IPYTHON", "VIRTUAL_ENV"
-        environs = {name: value for name, value in os.environ.items() if not name.startswith(others)}
-        environs |= dict(PIP_NO_INDEX="1", PIP_NO_BUILD_ISOLATION="0", HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", MPLBACKEND="agg", COLUMNS="150")
-        environs |= dict(HOME=str(self.place/"home"), PATH=f"{self.python.parent}:{os.environ['PATH']}", NOTED=str(self.place/"noted.jsonl"))
-        if on_colab: environs["PYTHONPATH"] = str(self.place/"module")
+        source = self.place/"filled.ipynb"
+        target = self.place/"executed.ipynb"
+        notebook = filled(read_json(NOTEBOOK), repository=str(self.repository), **fields)
+        source.write_text(json.dumps(notebook))
         words = [self.python, "-c", DRIVER, source, target, self.content]
-        process = subprocess.Popen(words, env=environs, cwd=self.place, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        try: _, process.errors = process.communicate(timeout=3000)
+        process = subprocess.Popen(words, env=self.environment(on_colab), cwd=self.place,
+                                   stderr=subprocess.PIPE, text=True, start_new_session=True)
+        try:
+            _, process.errors = process.communicate(timeout=3000)
         finally:
-            if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
         return process, read_json(target)
 
-    def noted(self): return [json.loads(line) for line in (self.place/"noted.jsonl").read_text().splitlines()]
+    def noted(self) -> list:
+        lines = (self.place/"noted.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
 
 
 def text_of(cell) -> str:
     "All that a cell printed and showed as text."
-    found = [output.get("data", {}) | {"printed": output.get("text", "")} for output in cell["outputs"]]
-    return "".join("".join(each.get(kind, "")) for each in found for kind in ("printed", "text/plain", "text/markdown"))
+    texts = []
+    for output in cell["outputs"]:
+        found = output.get("data", {}) | {"printed": output.get("text", "")}
+        for kind in ("printed", "text/plain", "text/markdown"):
+            texts += found.get(kind, "")
+    return "".join(texts)
 
 
-def cell_with(notebook, words): return next(cell for cell in code_cells(notebook) if words in "".join(cell["source"]))
+def cell_with(notebook, words):
+    return next(cell for cell in code_cells(notebook) if words in source_of(cell))
+
+
+def errors_in(notebook) -> list:
+    outputs = [output for cell in code_cells(notebook) for output in cell["outputs"]]
+    return [output for output in outputs if output["output_type"] == "error"]
 
 
 @pytest.fixture(scope="module")
-def colab(tmp_path_factory): return Colab(tmp_path_factory.mktemp("colab"))
+def colab(tmp_path_factory):
+    return Colab(tmp_path_factory.mktemp("colab"))
+
+
+FORM = dict(profile="smoke", values="vanilla_kd.temperature=3", use_drive=True,
+            variant="compact_narrow")
 
 
 @pytest.fixture(scope="module")
 def first(colab):
     "The smoke study from an empty runtime, on the simulated Drive, with a value of one's own."
-    process, notebook = colab.run(profile="smoke", values="vanilla_kd.temperature=3", use_drive=True, variant="student_narrow_int8")
+    process, notebook = colab.run(**FORM)
     assert process.returncode == 0, process.errors[-3000:]
     return notebook, colab.content/"drive/MyDrive/FinCompress/colab", colab.noted()
 
 
-def test_what_is_there_stays_as_it_is(colab, first):
+def test_installed_packages_stay_as_they_are(colab, first):
     "Installing adds this project and nothing else, and changes no package's version."
-    assert "packages were here and are as they were" in text_of(cell_with(first[0], "def installed"))
-    assert {d.name.lower() for d in importlib.metadata.distributions(path=[str(colab.site)])} == {"fincompress"}
-    names = "torch", "numpy", "transformers", "pandas"
+    notebook, _, _ = first
+    assert "packages are unchanged" in text_of(cell_with(notebook, "def installed"))
+    added = importlib.metadata.distributions(path=[str(colab.site)])
+    assert {d.name.lower() for d in added} == {"fincompress"}
+    names = ("torch", "numpy", "transformers", "pandas")
+    expected = [importlib.metadata.version(name) for name in names]
     program = f"import importlib.metadata as m; print(*(m.version(name) for name in {names}))"
-    told = subprocess.run([colab.python, "-c", program], capture_output=True, text=True, cwd=colab.place)
-    assert told.stdout.split() == [importlib.metadata.version(name) for name in names]
-    held = (colab.content/"held.txt").read_text()
-    assert all(f"\n{name}=={importlib.metadata.version(name)}\n" in f"\n{held}\n" for name in names) and "fincompress" not in held
+    told = subprocess.run([colab.python, "-c", program], capture_output=True, text=True,
+                          cwd=colab.place)
+    assert told.stdout.split() == expected
+    constraints = (colab.content/"constraints.txt").read_text()
+    lines = constraints.splitlines()
+    assert {f"{name}=={version}" for name, version in zip(names, expected)} <= {*lines}
+    assert "fincompress" not in constraints
 
 
 def test_the_form_reaches_the_run(first):
     _, run_dir, _ = first
     assert all(stage_file(run_dir, stage).exists() for stage in STAGES)
     record = read_json(run_dir/"run.json")
-    assert record["profile"] == "smoke" and record["overrides"] == ["vanilla_kd.temperature=3"]
+    assert record["profile"] == "smoke"
+    assert record["overrides"] == ["vanilla_kd.temperature=3"]
     assert record["parameters"]["03_vanilla_kd"]["temperature"] == 3
 
 
-def test_what_a_person_sees(first):
-    "Progress while it runs, the table, plots with alternative texts, and a model's answers."
-    notebook, run_dir, _ = first
+def test_progress_is_shown(first):
+    notebook, _, _ = first
     progress = text_of(cell_with(notebook, "for line in study.stdout"))
-    assert all(f"{stage}: done" in progress for stage in STAGES) and "epoch 1/1" in progress and "report.html" in progress and "\x1b" not in progress
-    assert "| teacher |" in text_of(cell_with(notebook, "run_details")).replace("**", "")
+    assert all(f"{stage}: done" in progress for stage in STAGES)
+    assert "epoch 1/1" in progress
+    assert "report.html" in progress
+    assert "\x1b" not in progress
+
+
+def test_results_are_shown(first):
+    "The tables, figures with alternative texts, and a model's answers."
+    notebook, run_dir, _ = first
+    results = text_of(cell_with(notebook, "run_details"))
+    assert "| Teacher |" in results.replace("**", "")
     assert "'label':" in text_of(cell_with(notebook, "Classifier(folder)"))
-    (figures,) = ("".join(output["data"]["text/html"]) for output in cell_with(notebook, "def picture")["outputs"])
-    assert len(re.findall(r'<img [^>]*alt="[^"]+" src="data:image/png;base64,', figures)) == 5
-    assert not [output for cell in code_cells(notebook) for output in cell["outputs"] if output["output_type"] == "error"]
+    cell = cell_with(notebook, "figures = {")
+    names = re.findall(r'(?m)^    "(\w+)": ', source_of(cell))
+    there = [name for name in names if (run_dir/f"figures/{name}.png").exists()]
+    figures = [output for output in cell["outputs"] if "image/png" in output.get("data", {})]
+    assert len(figures) == len(there) >= 4
+    assert all(figure["metadata"]["image/png"]["alt"] for figure in figures)
+    assert errors_in(notebook) == []
 
 
+def test_what_is_downloaded(colab, first):
+    "Drive is mounted once; the report and the model's folder are downloaded."
+    _, _, noted = first
+    (mounted, place), (_, report), (_, archive) = noted
+    assert (mounted, place) == ("mount", str(colab.content/"drive"))
+    assert Path(report).read_text().startswith("<!DOCTYPE html>")
+    names = {*zipfile.ZipFile(archive).namelist()}
+    assert {"compact_narrow/model.onnx", "compact_narrow/README.md"} <= names
 
-def test_what_a_person_gets(colab, first):
-    "Drive is mounted once, and the report and the model's folder are downloaded."
-    (mount, place), (_, report), (_, archive) = first[2]
-    assert (mount, place) == ("mount", str(colab.content/"drive")) and Path(report).read_text().startswith("<!DOCTYPE html>")
-    assert {"student_narrow_int8/model.onnx", "student_narrow_int8/README.md"} <= {*zipfile.ZipFile(archive).namelist()}
+
+def times(run_dir) -> dict:
+    "When each file of a run was written."
+    files = [path for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
 def test_after_a_disconnect_nothing_runs_again(colab, first):
     "A new kernel, the same form: every stage is up to date, and no file of the run is written."
-    run_dir = first[1]
-    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"}
-    process, notebook = colab.run(profile="smoke", values="vanilla_kd.temperature=3", use_drive=True, variant="student_narrow_int8")
+    _, run_dir, _ = first
+    before = times(run_dir)
+    process, notebook = colab.run(**FORM)
     assert process.returncode == 0, process.errors[-3000:]
-    assert "nothing was run" in text_of(cell_with(notebook, "for line in study.stdout")) and "added: none" in text_of(cell_with(notebook, "def installed"))
-    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"} == before
+    assert "nothing was run" in text_of(cell_with(notebook, "for line in study.stdout"))
+    assert "added: none" in text_of(cell_with(notebook, "def installed"))
+    assert times(run_dir) == before
 
 
 def test_a_wrong_value_stops_the_notebook(colab, first):
-    "Elsewhere than on Colab, without Drive: the command's own message, and no cell after it."
-    process, notebook = colab.run(on_colab=False, profile="smoke", values="epochs=many", run_name="wrong")
-    assert process.returncode != 0 and "epochs" in text_of(cell_with(notebook, "for line in study.stdout")) and not (colab.content/"runs/wrong").exists()
-    (error,) = [output for cell in code_cells(notebook) for output in cell["outputs"] if output["output_type"] == "error"]
+    "Not on Colab, without Drive: the command's own message, and no cell after it."
+    process, notebook = colab.run(on_colab=False, profile="smoke", values="epochs=many",
+                                  run_name="wrong")
+    assert process.returncode != 0
+    assert "epochs" in text_of(cell_with(notebook, "for line in study.stdout"))
+    assert not (colab.content/"runs/wrong").exists()
+    (error,) = errors_in(notebook)
     assert "the study stopped" in error["evalue"]
 
 
 def test_the_notebook_itself():
-    "It asks Colab for a T4, its cells are none that the notebooks' tests run, and the form's own values are the recipe."
+    "It asks for a T4, tests skip its cells, and the form's own values are the recipe."
     notebook = read_json(NOTEBOOK)
-    assert notebook["metadata"]["accelerator"] == "GPU" and notebook["metadata"]["colab"]["gpuType"] == "T4"
-    cells = ["".join(cell["source"]) for cell in code_cells(notebook)]
-    assert all(source.startswith("#| stage\n") for source in cells) and cells[0].count("#@param") == 7
-    badge = "https://colab.research.google.com/github/fincompress/fincompress/blob/main/nbs/colab.ipynb"
-    assert 'profile = "t4"' in cells[0] and badge in "".join(notebook["cells"][0]["source"])
+    assert notebook["metadata"]["accelerator"] == "GPU"
+    assert notebook["metadata"]["colab"]["gpuType"] == "T4"
+    cells = [source_of(cell) for cell in code_cells(notebook)]
+    assert all(source.startswith("#| stage\n") for source in cells)
+    assert cells[0].count("#@param") == 7
+    assert 'profile = "t4"' in cells[0]
+    repository = "https://colab.research.google.com/github/fincompress/fincompress"
+    assert f"{repository}/blob/main/nbs/colab.ipynb" in source_of(notebook["cells"][0])
+
+
+def test_the_default_model_is_one_that_a_run_makes():
+    form = source_of(code_cells(read_json(NOTEBOOK))[0])
+    offered = re.search(r'variant = "(\w+)" #@param (\[.*?\])', form)
+    assert offered[1] in json.loads(offered[2])
+    recipe = "".join(source_of(cell) for cell in code_cells(read_json(ROOT/"nbs/09_compact.ipynb")))
+    assert all(name.removeprefix("compact_") in recipe for name in json.loads(offered[2]))

@@ -1,16 +1,28 @@
-"""The code that fetches from the Hugging Face Hub, against a stand-in on 127.0.0.1: rows, model, and a quick, clear end when the Hub fails."""
-import json, os, signal, subprocess, sys, threading
+"""The code that fetches from the Hugging Face Hub, against a stand-in on 127.0.0.1.
+
+Rows and a model arrive as they should, and the end is quick and clear when the Hub fails.
+"""
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
+import hub_stand_in
 import pytest
 
-import hub_stand_in
-from fincompress.lib.run.hub import reach_hub
 from fincompress.lib.run.files import RunError
+from fincompress.lib.run.hub import reach_hub
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA, BACKBONE = 'read_source("hub", 0.1, 10, 1000, 42)', 'open_backbone("ProsusAI/finbert", [], 0, "")'
+DATA = 'read_source("hub", 0.1, 10, 1000, 42)'
+OWN_DATA = 'read_source("you/headlines", 0.1, 10, 1000, 42)'
+BACKBONE = 'open_backbone("ProsusAI/finbert", [], 0, "")'
 SENTENCES = ["Profit rose", "a loss", "café", "profit fell fell"]
+NUMBER = dict(negative=0, neutral=1, positive=2)
 STUDY = """
 import huggingface_hub # here, so that no time is measured but the Hub's
 from fincompress.data import read_source
@@ -30,11 +42,14 @@ def told(action):
 
 def table(frame): return json.loads(frame.to_json(orient="values"))
 
+def own(frame): return dict(table=table(frame), revisions=frame.attrs["revisions"])
+
 def model(model, tokenizer, with_head):
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     logits = model.eval()(**batch).logits.tolist()
     inputs = dict(ids=batch["input_ids"].tolist(), mask=batch["attention_mask"].tolist())
-    return dict(**inputs, logits=logits, pieces=len(tokenizer), with_head=with_head, id2label=model.config.id2label)
+    facts = dict(pieces=len(tokenizer), with_head=with_head, id2label=model.config.id2label)
+    return dict(**inputs, logits=logits, **facts)
 
 answer = EXPRESSION
 threads = [t.name for t in threading.enumerate() if t.name not in ("MainThread", "tqdm_monitor")]
@@ -43,21 +58,32 @@ print(json.dumps(dict(answer=answer, threads=threads)))
 
 
 def environment(url, home, **more) -> dict[str, str]:
-    "This process's environment, without anything that is said about the Hub elsewhere; what the libraries read when they are imported."
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_")) and not k.lower().endswith("_proxy")}
-    off = dict.fromkeys(("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "DISABLE_SAFETENSORS_CONVERSION"), "1")
-    return {**kept, **off, "HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_ENDPOINT": url, "HF_HOME": str(home), "OMP_NUM_THREADS": "1", **more}
+    "This process's environment, with this Hub alone, as the libraries read it at their import."
+    kept = {name: value for name, value in os.environ.items()
+            if not name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
+            and not name.lower().endswith("_proxy")}
+    off = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS",
+           "DISABLE_SAFETENSORS_CONVERSION")
+    return {**kept, **dict.fromkeys(off, "1"), "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+            "HF_ENDPOINT": url, "HF_HOME": str(home), "OMP_NUM_THREADS": "1", **more}
 
 
 def ask(expression, url, home, imports=STUDY, threads_left=0, **more):
-    "An expression's value in a new process that knows this Hub; the process ends by itself and leaves no process behind."
-    program = PROGRAM.replace("IMPORTS", imports).replace("EXPRESSION", expression).replace("SENTENCES", repr(SENTENCES))
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    process = subprocess.Popen([sys.executable, "-c", program], env=environment(url, home, **more), cwd=ROOT, **pipes)
-    try: out, err = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL), process.communicate(); raise
+    "An expression's value in a new process that knows this Hub, and leaves no process behind."
+    program = PROGRAM.replace("IMPORTS", imports).replace("EXPRESSION", expression)
+    program = program.replace("SENTENCES", repr(SENTENCES))
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env=environment(url, home, **more), cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        out, err = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
     assert process.returncode == 0, err
-    with pytest.raises(ProcessLookupError): os.killpg(process.pid, 0) # nobody is left of its group
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0) # its group is empty
     said = json.loads(out.splitlines()[-1])
     assert len(said["threads"]) <= threads_left, said["threads"]
     return said["answer"]
@@ -68,42 +94,60 @@ def nothing_left():
     "No server's thread outlives its test."
     before = {*threading.enumerate()}
     yield
-    assert not [t.name for t in {*threading.enumerate()} - before if "serve_forever" in t.name]
+    left = {*threading.enumerate()} - before
+    assert not [thread.name for thread in left if "serve_forever" in thread.name]
 
 
 @pytest.fixture(scope="module")
-def repositories(): return hub_stand_in.everything()
+def repositories():
+    return hub_stand_in.everything()
 
 
 @pytest.fixture(scope="module")
 def fetched(repositories, tmp_path_factory):
     "Data and model, fetched; then once more from the cache, when the Hub is gone."
-    home, both = tmp_path_factory.mktemp("hf"), f"dict(table=table({DATA}), **model(*{BACKBONE}))"
-    with hub_stand_in.hub(repositories) as server: online = ask(both, server.url, home)
+    home = tmp_path_factory.mktemp("hf")
+    both = f"dict(own=own({OWN_DATA}), table=table({DATA}), **model(*{BACKBONE}))"
+    with hub_stand_in.hub(repositories) as server:
+        online = ask(both, server.url, home)
     return online, ask(both, server.url, home, HF_HUB_OFFLINE="1"), server.asked
 
 
 def test_the_data(fetched):
-    "Sentences, classes and sources; what annotators did not agree on is transfer text, without a class."
-    number = dict(negative=0, neutral=1, positive=2)
-    fiqa = [("Zebrafone jumps after a bold forecast", "positive"), ("Zebrafone jumps while Kettleworks sinks", "negative"),
-            ("Zebrafone jumps while Kettleworks sinks", "positive"), ("Kettleworks names a new auditor", "neutral"),
+    "Sentences, classes, sources; sentences without full agreement are transfer text."
+    fiqa = [("Zebrafone jumps after a bold forecast", "positive"),
+            ("Zebrafone jumps while Kettleworks sinks", "negative"),
+            ("Zebrafone jumps while Kettleworks sinks", "positive"),
+            ("Kettleworks names a new auditor", "neutral"),
             ("Traders shun Kettleworks", "negative")]
     transfer = [[text, None, "phrasebank"] for text, _ in hub_stand_in.DOUBTFUL]
-    agreed = [[text, number[label], "phrasebank"] for text, label in hub_stand_in.AGREED]
+    agreed = [[text, NUMBER[label], "phrasebank"] for text, label in hub_stand_in.AGREED]
     rows = fetched[0]["table"]
     assert rows[:-len(fiqa)] == transfer + agreed
-    assert sorted(rows[-len(fiqa):]) == sorted([text, number[label], "fiqa"] for text, label in fiqa)
+    expected = sorted([text, NUMBER[label], "fiqa"] for text, label in fiqa)
+    assert sorted(rows[-len(fiqa):]) == expected
+
+
+def test_a_data_set_of_your_own(fetched):
+    "Any data set by its name: all its splits, classes by their names, \"NA\" as a text."
+    own = fetched[0]["own"]
+    rows = [("Sales rose", "positive"), ("NA", "neutral"), ("Sales fell", "negative")]
+    assert own["table"] == [[text, NUMBER[label], "you/headlines"] for text, label in rows]
+    assert own["revisions"] == {"you/headlines": hub_stand_in.REVISION}
 
 
 def test_the_model(fetched):
-    "The original model's outputs, in this project's order: found by name, whatever order the model has."
+    "The original model's outputs, in this project's order: found by name."
     import torch
     online = fetched[0]
-    with torch.no_grad(): original = hub_stand_in.finbert()(torch.tensor(online["ids"]), torch.tensor(online["mask"])).logits
-    order = [hub_stand_in.FINBERT_LABELS.index(name) for name in ("negative", "neutral", "positive")]
-    assert order != sorted(order) and torch.allclose(torch.tensor(online["logits"]), original[:, order], atol=1e-5)
-    assert online["with_head"] is True and online["id2label"] == {"0": "negative", "1": "neutral", "2": "positive"}
+    ids = torch.tensor(online["ids"])
+    with torch.no_grad():
+        original = hub_stand_in.finbert()(ids, torch.tensor(online["mask"])).logits
+    order = [hub_stand_in.FINBERT_LABELS.index(name) for name in NUMBER]
+    assert order != sorted(order)
+    assert torch.allclose(torch.tensor(online["logits"]), original[:, order], atol=1e-5)
+    assert online["with_head"] is True
+    assert online["id2label"] == {"0": "negative", "1": "neutral", "2": "positive"}
 
 
 def test_the_tokeniser(fetched):
@@ -111,113 +155,173 @@ def test_the_tokeniser(fetched):
     pieces = hub_stand_in.PIECES
     assert fetched[0]["pieces"] == len(pieces) == hub_stand_in.SHAPE["vocab_size"]
     read = [[pieces[i] for i in row if i != 0] for row in fetched[0]["ids"]]
-    expected = ["profit", "rose"], ["a", "loss"], ["c", "##a", "##f", "##e"], ["profit", "fell", "fell"]
+    expected = ["profit", "rose"], ["a", "loss"], ["c", "##a", "##f", "##e"], \
+        ["profit", "fell", "fell"]
     assert read == [["[CLS]", *words, "[SEP]"] for words in expected]
 
 
 def test_nothing_else_is_fetched(fetched):
     "Each file once, none of other frameworks, nothing sent, and no conversion asked for."
-    asked, got = fetched[2], [path for method, path in fetched[2] if method == "GET" and "/resolve/" in path]
+    asked = fetched[2]
+    got = [path for method, path in asked if method == "GET" and "/resolve/" in path]
     unwanted = "tf_model", "flax", "onnx", "discussions", "telemetry", "spaces"
-    assert len(got) == len({*got}) and not any(word in path for _, path in asked for word in unwanted)
+    assert len(got) == len({*got})
+    for word in unwanted:
+        assert not [path for _, path in asked if word in path], word
     assert {method for method, _ in asked} <= {"GET", "HEAD"}
 
 
-def test_the_cache_serves_without_the_hub(fetched): assert fetched[0] == fetched[1]
+def test_the_cache_serves_without_the_hub(fetched):
+    assert fetched[0] == fetched[1]
 
 
 def test_a_hub_with_gaps(repositories, tmp_path):
-    "No data set, no such model, and a model without its vocab.txt, with which the library would go on with five pieces."
-    gap = {name: data for name, data in repositories["ProsusAI/finbert"].items() if name != "vocab.txt"}
-    actions = DATA, BACKBONE.replace("finbert", "finbort"), BACKBONE
+    "No data set, no such model, and a model without its vocab.txt."
+    finbert = repositories["ProsusAI/finbert"]
+    gap = {name: data for name, data in finbert.items() if name != "vocab.txt"}
+    actions = [DATA, OWN_DATA, BACKBONE.replace("finbert", "finbort"), BACKBONE]
     expression = f"[{', '.join(f'told(lambda: {action})' for action in actions)}]"
-    with hub_stand_in.hub({"ProsusAI/finbert": gap}) as server: answers = ask(expression, server.url, tmp_path)
-    data, model, vocabulary = (said["message"] for said in answers)
-    assert "PhraseBank (takala/financial_phrasebank) cannot be opened" in data and "check the name" in data
-    assert "the model ProsusAI/finbort cannot be opened" in model and "check the name" in model
-    assert "the tokeniser of ProsusAI/finbert has 5 pieces" in vocabulary and "vocab.txt" in vocabulary
+    with hub_stand_in.hub({"ProsusAI/finbert": gap}) as server:
+        answers = ask(expression, server.url, tmp_path)
+    data, own, model, vocabulary = (said["message"] for said in answers)
+    assert "PhraseBank (takala/financial_phrasebank) cannot be opened" in data
+    assert "the data set you/headlines (there is no such file here" in own
+    assert "the model ProsusAI/finbort cannot be opened" in model
+    for message in (data, own, model):
+        assert "check the name" in message
+    assert "the tokeniser of ProsusAI/finbert has 5 pieces" in vocabulary
+    assert "vocab.txt" in vocabulary
 
 
 @pytest.fixture(scope="module")
-def failures(repositories, tmp_path_factory): # address → what was said about the data, and about the model
-    "Hubs that fail, named in turn to one process; a good one is what its libraries know, so that nothing fails unless the code looks first."
-    with hub_stand_in.hub(repositories) as good, hub_stand_in.hub(mood="busy") as busy, hub_stand_in.hanging_port() as hanging:
+def failures(repositories, tmp_path_factory):
+    "Hubs that fail: kind → (address, what was said about the data and about the model)."
+    # The libraries know a good one, so that nothing fails unless the code asks first.
+    with (hub_stand_in.hub(repositories) as good, hub_stand_in.hub(mood="busy") as busy,
+          hub_stand_in.hanging_port() as hanging):
         places = dict(busy=busy.url, refusing=hub_stand_in.closed_port(), hanging=hanging)
-        each = f"[os.environ.update(HF_ENDPOINT=place), told(lambda: {DATA}), told(lambda: {BACKBONE})]"
-        answers = ask(f"[{each} for place in {[*places.values()]}]", good.url, tmp_path_factory.mktemp("hf"))
+        each = (f"[os.environ.update(HF_ENDPOINT=place), "
+                f"told(lambda: {DATA}), told(lambda: {BACKBONE})]")
+        expression = f"[{each} for place in {[*places.values()]}]"
+        answers = ask(expression, good.url, tmp_path_factory.mktemp("hf"))
         assert good.asked == []
     return {kind: (place, answer[1:]) for (kind, place), answer in zip(places.items(), answers)}
 
 
-@pytest.mark.parametrize("kind, expected", [("busy", "answers 503"), ("refusing", "cannot be reached"), ("hanging", "cannot be reached (timed out)")])
+@pytest.mark.parametrize("kind, expected", [
+    ("busy", "answers 503"),
+    ("refusing", "cannot be reached"),
+    ("hanging", "cannot be reached (timed out)"),
+])
 def test_a_hub_that_fails(kind, expected, failures):
     "Data and model alike: within seconds, with the address and what can be done."
     address, answers = failures[kind]
     for said in answers:
-        assert f"the Hub at {address} " in said["message"] and expected in said["message"] and "run offline (profile local" in said["message"]
+        assert f"the Hub at {address} " in said["message"]
+        assert expected in said["message"]
+        assert "run offline (profile local" in said["message"]
         assert said["seconds"] < 15
 
 
 def test_a_hub_that_stops_halfway(repositories, tmp_path):
-    "It greets, and then sends no file: the bound ends the wait, and the process ends although its request does not."
-    fetch = 'told(lambda: from_hub("the model", lambda: huggingface_hub.hf_hub_download("ProsusAI/finbert", "config.json"), seconds=1))'
+    "It greets, and then sends no file: the wait is limited, and the process can end."
+    download = 'lambda: huggingface_hub.hf_hub_download("ProsusAI/finbert", "config.json")'
+    fetch = f'told(lambda: from_hub("the model", {download}, seconds=1))'
     with hub_stand_in.hub(repositories, mood="silent") as server:
         said = ask(fetch, server.url, tmp_path, imports="import huggingface_hub", threads_left=1)
-    assert "the model cannot be opened" in said["message"] and "no answer within 1 s" in said["message"]
+    assert "the model cannot be opened" in said["message"]
+    assert "no answer within 1 s" in said["message"]
     assert said["seconds"] < 15
 
 
 def test_something_else_at_the_address(monkeypatch):
-    "A server that speaks no HTTP, and an address that is none."
+    "A server that speaks no HTTP, and addresses that are none."
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with hub_stand_in.hub(mood="foreign") as server:
         for address in (server.url, "huggingface", "http://"):
             monkeypatch.setenv("HF_ENDPOINT", address)
-            with pytest.raises(RunError, match="cannot be reached"): reach_hub()
+            with pytest.raises(RunError, match="cannot be reached"):
+                reach_hub()
 
 
 def test_offline_asks_nothing(monkeypatch):
     with hub_stand_in.hub(mood="busy") as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url), monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         reach_hub()
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        with pytest.raises(RunError, match="503"): reach_hub()
+        with pytest.raises(RunError, match="503"):
+            reach_hub()
     assert server.asked == [("HEAD", "")]
 
 
-def test_the_data_stage(tmp_path):
-    "The first notebook of the study, from the Hub: splits and transfer text without a sentence in two of them, and where they came from."
-    import csv
-    names = ("negative", "neutral", "positive")
-    agreed = [(f"Factory {i} of {word} reported number {i*i}", name) for name, word in zip(names, ("Lossby", "Evenby", "Gainby")) for i in range(40)]
-    archive = {"data/FinancialPhraseBank-v1.0.zip": hub_stand_in.phrasebank_archive(agreed, agreed[:5] + hub_stand_in.DOUBTFUL)}
-    repositories = {"datasets/takala/financial_phrasebank": archive, "datasets/pauri32/fiqa-2018": hub_stand_in.fiqa_files()}
-    words = ["run", "--profile", "smoke", "--run-dir", tmp_path/"run", "--only", "data", "-p", "source=hub"]
+def agreed_sentences():
+    "Forty invented sentences of each class."
+    words = dict(negative="Lossby", neutral="Evenby", positive="Gainby")
+    return [(f"Factory {i} of {word} reported number {i*i}", label)
+            for label, word in words.items() for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def data_stage(tmp_path_factory):
+    "The run directory of the first stage, from the Hub."
+    folder = tmp_path_factory.mktemp("stage")
+    agreed = agreed_sentences()
+    archive = hub_stand_in.phrasebank_archive(agreed, agreed[:5] + hub_stand_in.DOUBTFUL)
+    repositories = {
+        "datasets/takala/financial_phrasebank": {"data/FinancialPhraseBank-v1.0.zip": archive},
+        "datasets/pauri32/fiqa-2018": hub_stand_in.fiqa_files(),
+    }
+    command = [Path(sys.executable).with_name("fincompress"), "run", "--profile", "smoke",
+               "--run-dir", folder/"run", "--only", "data", "-p", "source=hub"]
     with hub_stand_in.hub(repositories) as server:
-        environs = environment(server.url, tmp_path/"hf", MPLBACKEND="agg")
-        result = subprocess.run([Path(sys.executable).with_name("fincompress"), *words], cwd=ROOT, env=environs, capture_output=True, text=True, timeout=600)
+        environs = environment(server.url, folder/"hf", MPLBACKEND="agg")
+        result = subprocess.run(command, cwd=ROOT, env=environs, capture_output=True, text=True,
+                                timeout=600)
     assert result.returncode == 0, result.stderr
-    def texts_of(name): return {row["text"] for row in csv.DictReader((tmp_path/f"run/data/{name}.csv").read_text(encoding="utf-8").splitlines())}
+    return folder/"run"
+
+
+def test_the_data_stage(data_stage):
+    "Splits and transfer text without a sentence in two of them."
+    def texts_of(name):
+        lines = (data_stage/f"data/{name}.csv").read_text(encoding="utf-8").splitlines()
+        return {row["text"] for row in csv.DictReader(lines)}
+
     texts = {name: texts_of(name) for name in ("train", "val", "test", "transfer")}
     fiqa = {line.partition(",")[0] for rows in hub_stand_in.FIQA.values() for line in rows}
-    assert texts["transfer"] == {text for text, _ in hub_stand_in.DOUBTFUL} # what is labelled is no transfer text
-    assert set.union(*(texts[name] for name in ("train", "val", "test"))) == {text for text, _ in agreed} | fiqa
-    assert sum(map(len, texts.values())) == len(set.union(*texts.values()))
-    card = json.loads((tmp_path/"run/data/data_card.json").read_text())
-    assert card["source"] == "Hugging Face Hub" and card["synthetic"] is False and card["conflicting"] == 1
+    doubtful = {text for text, _ in hub_stand_in.DOUBTFUL}
+    assert texts["transfer"] == doubtful # a labelled sentence is no transfer text
+    labelled = texts["train"] | texts["val"] | texts["test"]
+    assert labelled == {text for text, _ in agreed_sentences()} | fiqa
+    assert sum(map(len, texts.values())) == len(labelled | doubtful)
+
+
+def test_the_data_card(data_stage):
+    "Where the sentences are from, and which revisions they are."
+    card = json.loads((data_stage/"data/data_card.json").read_text())
+    assert card["source"] == "Hugging Face Hub"
+    assert card["synthetic"] is False
+    assert card["conflicting"] == 1
     assert {*card["licences"]} == {"phrasebank", "fiqa"}
-    assert card["revisions"] == dict.fromkeys(("takala/financial_phrasebank", "pauri32/fiqa-2018"), hub_stand_in.REVISION)
+    names = ("takala/financial_phrasebank", "pauri32/fiqa-2018")
+    assert card["revisions"] == dict.fromkeys(names, hub_stand_in.REVISION)
 
 
-def test_files_of_the_hub_that_are_not_what_they_should_be(repositories, tmp_path):
-    "An archive that is none, a table without its columns, and a data set without its files."
-    names = "takala/financial_phrasebank", "pauri32/fiqa-2018"
-    broken = {"archive": {"data/FinancialPhraseBank-v1.0.zip": b"not found, said the proxy"}, "empty": {"README.md": b"moved"}}
-    tables = {"train.csv": b"text,score\nZebrafone jumps,0.7\n"}
-    said = {}
-    for kind, first, second in (("archive", broken["archive"], None), ("empty", broken["empty"], None), ("table", None, tables)):
-        files = {f"datasets/{name}": new or repositories[f"datasets/{name}"] for name, new in zip(names, (first, second))}
-        with hub_stand_in.hub(files) as server: said[kind] = ask(f"told(lambda: {DATA})", server.url, tmp_path/kind)["message"]
-    assert "PhraseBank (takala/financial_phrasebank) cannot be opened (BadZipFile" in said["archive"]
-    assert f"its revision {hub_stand_in.REVISION} has no file" in said["empty"]
-    assert "FiQA (pauri32/fiqa-2018) cannot be opened" in said["table"] and "sentence" in said["table"]
+BROKEN = { # kind → (data set, its files, words of the message)
+    "archive": ("takala/financial_phrasebank",
+                {"data/FinancialPhraseBank-v1.0.zip": b"not found, said the proxy"},
+                ["PhraseBank (takala/financial_phrasebank) cannot be opened (BadZipFile"]),
+    "empty": ("takala/financial_phrasebank", {"README.md": b"moved"},
+              [f"its revision {hub_stand_in.REVISION} has no file"]),
+    "columns": ("pauri32/fiqa-2018", {"train.csv": b"text,score\nZebrafone jumps,0.7\n"},
+                ["FiQA (pauri32/fiqa-2018) cannot be opened", "sentence"]),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_files_of_the_hub_that_are_not_what_they_should_be(kind, repositories, tmp_path):
+    name, files, expected = BROKEN[kind]
+    with hub_stand_in.hub({**repositories, f"datasets/{name}": files}) as server:
+        said = ask(f"told(lambda: {DATA})", server.url, tmp_path)
+    assert all(words in said["message"] for words in expected), said["message"]

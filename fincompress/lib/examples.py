@@ -39,7 +39,8 @@ def toy_tokenizer(
 ): # a BertTokenizerFast with BERT's special pieces first
     "A WordPiece tokeniser with a vocabulary that fits a line."
     from transformers import BertTokenizerFast
-    return BertTokenizerFast(vocab={piece: i for i, piece in enumerate([*SPECIAL_PIECES, *pieces])})
+    everything = [*SPECIAL_PIECES, *pieces]
+    return BertTokenizerFast(vocab={piece: i for i, piece in enumerate(everything)})
 
 def toy_token_ids(
     lengths, # word pieces of each sentence

@@ -19,6 +19,7 @@ LABELS_OF = {
     "baseline_tfidf": Label("TF-IDF, linear", "#8A8A8A"),
     "teacher": Label("Teacher", "#1A1A1A"),
     "student_vanilla_kd": Label("Student, vanilla KD", "#56B4E9"),
+    "without_t_squared": Label("Student, without T²", "#D55E00"),
     "student_intermediate_kd": Label("Student, intermediate KD", "#0072B2"),
     "student_ptq": Label("Student, PTQ int8", "#E69F00"),
     "student_qat": Label("Student, QAT int8", "#D55E00"),
@@ -36,7 +37,6 @@ LABELS_OF = {
     "bert_base_pytorch": Label("BERT-base, PyTorch", "#0072B2"),
     "bert_base_onnx": Label("BERT-base, ONNX", "#56B4E9"),
     "bert_base_onnx_int8": Label("BERT-base, ONNX int8", "#E69F00"),
-    "teacher_pytorch": Label("Teacher, PyTorch", "#1A1A1A"),
     "teacher_onnx_int8": Label("Teacher, ONNX int8", "#666666"),
     "static_embeddings": Label("Static embeddings, linear", "#009E73"),
     # classes
