@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['soften', 'distillation_terms', 'soft_label_loss', 'gradient_norm', 'read_teacher_logits', 'distillation_sentences',
-           'softened_most', 'side']
+           'softened_most', 'side_of_reference']
 
-# %% ../nbs/03_vanilla_kd.ipynb #6dad64f5
+# %% ../nbs/03_vanilla_kd.ipynb #0e9f6037
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -103,7 +103,7 @@ def softened_most(
     return rows
 
 # %% ../nbs/03_vanilla_kd.ipynb #131e274e
-def side(
+def side_of_reference(
     difference:dict # of `paired_difference`: low, high
 ) -> str:
     "On which side of a reference a model is, as far as its 95% interval says."

@@ -103,7 +103,7 @@ def run(tmp_path_factory):
     for name, (save, model) in made.items():
         save(model, folder/"checkpoints"/name, technique=f"made as {name}", tokenizer=tokenizer,
              **record)
-    floor = TfidfClassifier(1, 2).fit(train.text, train.label, 10., seed=0)
+    floor = TfidfClassifier(1, 2).fit(train.text, train.label, C=10., seed=0)
     floor.save(folder/"checkpoints/baseline_tfidf", technique="linear", **record)
     write_benchmark(folder)
     return folder
