@@ -52,7 +52,8 @@ def refused(run_dir, *words, **environment) -> str:
     before = state(run_dir)
     result = run(run_dir, *words, **environment)
     assert result.returncode not in (0, None), result.stdout
-    assert result.stderr.count("error:") == 1, result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, result.stderr
     assert "Traceback" not in result.stderr, result.stderr
     assert state(run_dir) == before
     return result.stderr

@@ -74,9 +74,14 @@ def with_outputs(
     root:Path # the project's folder
 ): # a NotebookNode
     "A notebook with its outputs, executed unless that was done before."
+    from nbclient.exceptions import CellExecutionError
     place = kept/f"{digest([source_digest(path, root), file_digest(path)])}.ipynb"
     if not place.exists():
-        notebook = run_cells(nbformat.read(path, as_version=4), path.parent, root)
+        try:
+            notebook = run_cells(nbformat.read(path, as_version=4), path.parent, root)
+        except CellExecutionError as error:
+            problem = f"{error.ename}: {error.evalue}"
+            raise RunError(f"the site was not built: {path} fails with {problem}") from error
         write_text(place, nbformat.writes(notebook))
     return nbformat.read(place, as_version=4)
 

@@ -186,7 +186,7 @@ TEACHERS = {"minilm": "MiniLM", "tiny": "a tiny encoder with random weights"}
 
 def teacher_note(backbone:str) -> list[str]: # `backbone`: of 01_teacher; [] for FinBERT
     "What a reader of the claims must know about the teacher."
-    if backbone == "finbert": return []
+    if backbone.lower().endswith("finbert"): return []
     return [f"The published study compresses FinBERT. The teacher of this run is "
             f"{TEACHERS.get(backbone, backbone)}, so sizes, speeds and scores differ from the "
             "start; the claims compare models of one run with each other."]
