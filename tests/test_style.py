@@ -19,6 +19,7 @@ MANY_NODES_LINES = 5  # of 1,000
 FUNCTION_LINES = 40
 STAGE_CELLS = 45
 ONE_LINER = 80      # characters of a line with a statement behind `if …:` or `for …:`
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 # What is read
@@ -85,15 +86,14 @@ def many_node_lines(path: Path) -> list[str]:
 
 def own_comprehensions(node):
     "Comprehensions anywhere inside a comprehension."
-    kinds = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-    return [inner for inner in ast.walk(node) if inner is not node and isinstance(inner, kinds)]
+    return [inner for inner in ast.walk(node)
+            if inner is not node and isinstance(inner, COMPREHENSIONS)]
 
 
 def nested_comprehensions(path: Path):
-    kinds = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
     for place, source in sources(path):
         for node in ast.walk(ast.parse(source)):
-            if isinstance(node, kinds) and any(part.ifs for part in node.generators):
+            if isinstance(node, COMPREHENSIONS) and any(part.ifs for part in node.generators):
                 if own_comprehensions(node):
                     yield (f"{place}, line {node.lineno}: a comprehension with a condition "
                            "holds another comprehension")
@@ -320,33 +320,84 @@ def test_no_public_name_is_defined_twice():
 # Measures
 
 
-def measures(paths) -> dict[str, str]:
-    "The table by which readers compare this code with others'."
-    lines = [line for path in paths for _, source in sources(path)
-             for line in source.splitlines() if line.strip()]
+def spread(values) -> str:
+    "Median, 90th percentile and largest value."
+    values = sorted(values)
+    return f"{statistics.median(values):.0f}/{values[int(0.9*len(values))]}/{values[-1]}"
+
+
+def per_1000(count: int, lines: list) -> str:
+    return f"{1000*count/len(lines):.1f}"
+
+
+def share(lines: list, width: int) -> str:
+    return f"{100*sum(len(line) > width for line in lines)/len(lines):.1f}%"
+
+
+def module_measures(paths) -> dict[str, str]:
+    "What exported code is like."
+    pieces = [source for path in paths for _, source in sources(path)]
+    lines = [line for piece in pieces for line in piece.splitlines() if line.strip()]
     found = [node for path in paths for _, node in functions(path)]
-    lengths = sorted(node.end_lineno - node.lineno + 1 for node in found)
-    sizes = sorted(sum(1 for _ in ast.walk(node)) for node in found)
+    nodes = [node for piece in pieces for node in ast.walk(ast.parse(piece))]
+    loops = [node for node in nodes if isinstance(node, COMPREHENSIONS)]
+    nested = sum(len(own_comprehensions(node)) for node in loops)
     crowded = sum(len(many_node_lines(path)) for path in paths)
-
-    def share(width):
-        return f"{100*sum(len(line) > width for line in lines)/len(lines):.1f}%"
-
-    def spread(values):
-        return f"{statistics.median(values):.0f}/{values[int(0.9*len(values))]}/{values[-1]}"
-
     return {
         "non-blank lines (files)": f"{len(lines)} ({len(paths)})",
-        "lines per function, median/p90/max": spread(lengths),
-        "AST nodes per function, median/p90/max": spread(sizes),
+        "lines per function, median/p90/max": spread(n.end_lineno - n.lineno + 1 for n in found),
+        "AST nodes per function, median/p90/max": spread(len([*ast.walk(n)]) for n in found),
         "mean line width": f"{statistics.mean(map(len, lines)):.0f}",
-        "lines >100 / >120": f"{share(100)} / {share(120)}",
-        f"lines with >{MANY_NODES} nodes, per 1000": f"{1000*crowded/len(lines):.1f}",
+        "lines >100 / >120 / >160": " / ".join(share(lines, n) for n in (100, 120, 160)),
+        f"lines with >{MANY_NODES} nodes, per 1000": per_1000(crowded, lines),
+        "comprehensions / nested, per 1000":
+            f"{per_1000(len(loops), lines)} / {per_1000(nested, lines)}",
     }
 
 
+def examples_after_exports(path: Path) -> list[str]:
+    "For each exported cell, the plain code between it and the next one."
+    found = []
+    for source in cells(path):
+        if "#| export" in source:
+            found.append("")
+        elif found and "#| stage" not in source:
+            found[-1] += source
+    return found
+
+
+def words_a_sentence(path: Path) -> list[int]:
+    "How long the sentences of a notebook's prose are."
+    text = "\n".join(cells(path, "markdown"))
+    text = re.sub(r"```.*?```|\$\$.*?\$\$|^[|#>!-][^\n]*$|<[^>]+>", "", text, flags=re.M | re.S)
+    sentences = re.split(r"(?<=[.:?!])\s+|\n\n", text)
+    return [len(sentence.split()) for sentence in sentences if len(sentence.split()) > 2]
+
+
+def notebook_measures(paths) -> dict[str, str]:
+    "What notebooks are like."
+    examples = [text for path in paths for text in examples_after_exports(path)[1:]]
+    flagged = re.compile(r"#\| (export|stage|hide|default_exp)")
+    plain = [source for path in paths for source in cells(path) if not flagged.search(source)]
+    lines = [line for source in plain for line in source.splitlines() if line.strip()]
+    shown = sum(bool(text) for text in examples)/len(examples)
+    asserted = sum("assert" in text for text in examples)/len(examples)
+    sentences = [count for path in paths for count in words_a_sentence(path)]
+    return {
+        "export cells with an example / an assert": f"{shown:.0%} / {asserted:.0%}",
+        "plain cell, median lines; lines over 120":
+            f"{statistics.median(len(s.splitlines()) for s in plain):.0f}; {share(lines, 120)}",
+        "words per sentence of prose": f"{statistics.mean(sentences):.0f}",
+    }
+
+
+def measures() -> dict[str, str]:
+    "The table by which readers compare this code with others'."
+    return module_measures(modules()) | notebook_measures(notebooks())
+
+
 def test_measures_are_printed(capsys):
-    table = measures(modules())
+    table = measures()
     with capsys.disabled():
         print("\n" + "\n".join(f"{name}: {value}" for name, value in table.items()))
     assert all(table.values())
@@ -359,5 +410,5 @@ if __name__ == "__main__":
             print(complaint)
         for complaint in many_node_lines(path):
             print(complaint, f"(more than {MANY_NODES})")
-    for name, value in measures(modules()).items():
+    for name, value in measures().items():
         print(f"{name}: {value}")
