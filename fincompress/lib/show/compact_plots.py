@@ -15,14 +15,16 @@ from .style import DASHED, FLOOR, ink, styled, write_right_of
 def reference_line(
     ax,
     value, # a score, or None: nothing is drawn
-    text:str, colour:str
+    text:str, colour:str,
+    side:str # of the line on which the text is: "left" or "right"
 ):
     "A dashed upright line at a score, named above the axes."
     if value is None:
         return
     ax.axvline(value, color=colour, **DASHED)
+    aligned = {"left": "right", "right": "left"}[side]
     ax.annotate(f"{text} {value:.3f}", (value, 1), (0, 3), xycoords=("data", "axes fraction"),
-                textcoords="offset points", ha="center", color=ink(colour))
+                textcoords="offset points", ha=aligned, color=ink(colour))
 
 @styled
 def ablation_steps(
@@ -39,8 +41,10 @@ def ablation_steps(
     ax.plot(table.val_macro_f1, means.index.get_indexer(table.step), "o", color=colour)
     for place, mean in enumerate(means):
         write_right_of(ax, f"{mean:.3f}", 1, place, xcoords="axes fraction")
-    reference_line(ax, floor, FLOOR, colour_of("baseline_tfidf"))
-    reference_line(ax, teacher, "teacher", colour_of("teacher"))
+    below = floor is None or teacher is None or floor <= teacher
+    sides = ("left", "right") if below else ("right", "left")
+    reference_line(ax, floor, FLOOR, colour_of("baseline_tfidf"), sides[0])
+    reference_line(ax, teacher, "teacher", colour_of("teacher"), sides[1])
     first, *others = means.index
     ax.set_yticks(range(len(means)), [first, *(f"+ {step}" for step in others)])
     ax.set_xlabel("macro-F1 on validation")

@@ -33,8 +33,8 @@ def layer_sensitivity(
     logits.set(xlabel="mean change of a logit")
     saved.barh(names, table.bytes_saved/1e6, color=GREY, height=0.7)
     saved.set(xlabel="saved on disk (MB)")
-    for ax, ticks in zip(axes, (4, 3, 3)):
-        ax.xaxis.set_major_locator(MaxNLocator(ticks))
+    for ax in axes:
+        ax.xaxis.set_major_locator(MaxNLocator(3))
     score.invert_yaxis()
     return figure
 
