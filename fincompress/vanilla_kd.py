@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['soften', 'distillation_terms', 'soft_label_loss', 'gradient_norm', 'read_teacher_logits', 'distillation_sentences',
-           'softened_most', 'side_of_reference']
+           'softened_most']
 
 # %% ../nbs/03_vanilla_kd.ipynb #0e9f6037
 import pandas as pd
@@ -101,12 +101,3 @@ def softened_most(
         candidates = (right & (labels == label)).nonzero().flatten()
         rows.append(candidates[change[candidates].argmax()].item())
     return rows
-
-# %% ../nbs/03_vanilla_kd.ipynb #131e274e
-def side_of_reference(
-    difference:dict # of `paired_difference`: low, high
-) -> str:
-    "On which side of a reference a model is, as far as its 95% interval says."
-    if difference["low"] > 0:
-        return "above"
-    return "below" if difference["high"] < 0 else "not told apart from"

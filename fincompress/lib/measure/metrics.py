@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'predicted', 'scores', 'macro_f1_of', 'resampled_counts', 'middle_95', 'bootstrap_interval', 'mcnemar',
-           'paired_difference', 'agreement', 'probabilities', 'merged_bins', 'reliability_table', 'calibration_gap',
-           'expected_calibration_error', 'pareto_front']
+           'paired_difference', 'compared_in_words', 'agreement', 'probabilities', 'merged_bins', 'reliability_table',
+           'calibration_gap', 'expected_calibration_error', 'pareto_front']
 
 # %% ../../../nbs/lib/measure/metrics.ipynb #6aaafa17
 import numpy as np
@@ -93,6 +93,19 @@ def paired_difference(
     truth = np.asarray(labels)
     p = mcnemar(np.asarray(predictions) == truth, np.asarray(reference) == truth)
     return dict(delta=float(ours - theirs), low=low, high=high, p_mcnemar=p)
+
+def compared_in_words(
+    difference, # delta, low, high: of `paired_difference`, or a row of such a table
+    reference:str # what the model is compared with
+) -> str: # Markdown
+    "Better, worse or not told apart from another model, with the difference and its interval."
+    found = "not told apart from"
+    if difference["low"] > 0:
+        found = "better than"
+    elif difference["high"] < 0:
+        found = "worse than"
+    delta, low, high = (f"{difference[name]:+.3f}" for name in ("delta", "low", "high"))
+    return f"**{found} {reference}** ({delta} macro-F1, 95% interval {low} to {high})"
 
 def agreement(a, b) -> float: # `a`, `b`: class numbers [n]
     "Share of the sentences that two models put into the same class."
