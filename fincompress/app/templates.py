@@ -22,11 +22,12 @@ def is_html(name:str|None) -> bool:
     return bool(name) and name.endswith(".html.j2")
 
 def inline(text): # gives Markup
-    "A line of text as HTML, in which `**bold**` and code between backticks count."
+    "A line of text as HTML, in which `**bold**`, `*emphasis*` and code between backticks count."
     from markupsafe import Markup
     escaped = html.escape(str(text), quote=False)
     bold = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escaped)
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", bold))
+    stressed = re.sub(r"\*(\w[^*]*)\*", r"<em>\1</em>", bold)
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", stressed))
 
 @cache
 def environment(): # a jinja2.Environment
