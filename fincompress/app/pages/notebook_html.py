@@ -138,14 +138,16 @@ class PartRenderer(IPythonRenderer):
 
 # %% ../../../nbs/app/pages/notebook_html.ipynb #bf275530
 def only_imports(source:str) -> bool:
-    "Whether code does nothing but import, and perhaps name a folder."
+    "Whether code hardly does more than import: it may name a folder, or switch messages off."
     try:
         statements = ast.parse(source).body
     except SyntaxError: # a magic command
         return False
-    imports = {ast.Import, ast.ImportFrom}
-    kinds = {type(statement) for statement in statements}
-    return bool(kinds & imports) and kinds <= imports | {ast.Assign}
+    imports = [each for each in statements if isinstance(each, ast.Import | ast.ImportFrom)]
+    calls = [each for each in statements if isinstance(each, ast.Expr)]
+    others = len(statements) - len(imports) - len(calls)
+    names = sum(isinstance(each, ast.Assign) for each in statements)
+    return bool(imports) and others == names and 3*len(calls) <= len(imports)
 
 def fold_label(cell) -> str:
     "The line that stands for a cell's folded code."
