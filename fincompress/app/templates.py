@@ -26,7 +26,7 @@ def inline(text): # gives Markup
     from markupsafe import Markup
     escaped = html.escape(str(text), quote=False)
     bold = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escaped)
-    stressed = re.sub(r"\*(\w[^*]*)\*", r"<em>\1</em>", bold)
+    stressed = re.sub(r"(?<!\w)\*(\w[^*]*)\*(?!\w)", r"<em>\1</em>", bold)
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", stressed))
 
 @cache

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['directive', 'has_tag', 'picture_words', 'last_heading', 'readable_code', 'readable', 'without_paths', 'mathml',
-           'scroll_box', 'PartRenderer', 'only_imports', 'fold_label', 'picture', 'part_markdown', 'notebook_part',
+           'scroll_box', 'PartRenderer', 'mostly_imports', 'fold_label', 'picture', 'part_markdown', 'notebook_part',
            'html_table']
 
 # %% ../../../nbs/app/pages/notebook_html.ipynb #5aeae5d2
 import ast
 import html
 import re
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -137,23 +138,22 @@ class PartRenderer(IPythonRenderer):
         return str(macros("pieces.html.j2").heading(level + 1, anchor, Markup(text)))
 
 # %% ../../../nbs/app/pages/notebook_html.ipynb #bf275530
-def only_imports(source:str) -> bool:
-    "Whether code hardly does more than import: it may name a folder, or switch messages off."
+def mostly_imports(source:str) -> bool:
+    "Whether code imports, and at most names a folder or switches messages off as well."
     try:
         statements = ast.parse(source).body
     except SyntaxError: # a magic command
         return False
-    imports = [each for each in statements if isinstance(each, ast.Import | ast.ImportFrom)]
-    calls = [each for each in statements if isinstance(each, ast.Expr)]
-    others = len(statements) - len(imports) - len(calls)
-    names = sum(isinstance(each, ast.Assign) for each in statements)
-    return bool(imports) and others == names and 3*len(calls) <= len(imports)
+    kinds = Counter(type(statement) for statement in statements)
+    imports = kinds.pop(ast.Import, 0) + kinds.pop(ast.ImportFrom, 0)
+    calls = kinds.pop(ast.Expr, 0)
+    return imports > 0 and kinds.keys() <= {ast.Assign} and 3*calls <= imports
 
 def fold_label(cell) -> str:
     "The line that stands for a cell's folded code."
     if has_tag(cell, "colab"):
         return "Set-up on Colab"
-    if only_imports(cell.source):
+    if mostly_imports(cell.source):
         return "Imports"
     names = re.findall(r"^(?:def|class) (\w+)", cell.source, re.M)
     return f"Code: {', '.join(names)}" if names else "Code"

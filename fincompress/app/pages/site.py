@@ -28,7 +28,7 @@ from fincompress.app.pages.notebook_html import (
     directive,
     fold_label,
     has_tag,
-    only_imports,
+    mostly_imports,
     readable,
     without_paths,
 )
@@ -219,7 +219,7 @@ EMPTY = "# Sphinx leaves out a cell without code, and what it shows with it"
 def page_code(cell):
     "A cell of code as MyST-NB reads it: what is folded or left out, the picture's words and size."
     tags = ["remove-input"] if cell.metadata["transient"]["remove_source"] else []
-    if has_tag(cell, "colab") or only_imports(cell.source):
+    if has_tag(cell, "colab") or mostly_imports(cell.source):
         tags.append("hide-input")
     label = fold_label(cell)
     more = {"image": {"alt": cell.metadata["alt"], "scale": "100%"},
