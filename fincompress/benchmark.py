@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'READERS', 'WITH_TORCH', 'WITH_ONNX', 'COLUMNS', 'BATCHED', 'runtime_of', 'checkpoint_facts',
-           'encoder_variant', 'open_variant', 'prefixed', 'quality', 'memory_job', 'validation_columns',
-           'latency_columns', 'fact_columns', 'in_order', 'benchmark_table', 'with_interval', 'floor_groups',
-           'earlier_notes']
+           'encoder_variant', 'open_variant', 'prefixed', 'quality', 'scores_by_source', 'memory_job',
+           'validation_columns', 'latency_columns', 'fact_columns', 'in_order', 'benchmark_table', 'with_interval',
+           'floor_groups', 'earlier_notes']
 
 # %% ../nbs/08_benchmark.ipynb #992dd0c0
 from pathlib import Path
@@ -151,6 +151,24 @@ def quality(
         beats_floor=from_floor["delta"] > 0,
         agreement_with_teacher=agreement(classes, predicted(teacher)),
         expected_calibration_error=expected_calibration_error(labels, logits, bins))
+
+def scores_by_source(
+    test:pd.DataFrame, # label, source
+    logits:dict, # variant → its logits on test [n, 3]
+    samples:int, # resamples of the bootstrap
+    seed:int # of the bootstrap
+) -> pd.DataFrame: # variant, source, sentences, macro_f1, macro_f1_low, macro_f1_high
+    "Each variant's score on each source of the test split."
+    rows = []
+    for name, each in logits.items():
+        for source in test.source.unique():
+            own = (test.source == source).to_numpy()
+            labels, classes = test.label[own], predicted(each[own])
+            low, high = bootstrap_interval(labels, classes, samples, seed)
+            rows.append(dict(variant=name, source=source, sentences=int(own.sum()),
+                             macro_f1=scores(labels, each[own])["macro_f1"],
+                             macro_f1_low=low, macro_f1_high=high))
+    return pd.DataFrame(rows)
 
 # %% ../nbs/08_benchmark.ipynb #cbdc9e97
 WITH_TORCH = """from transformers import AutoTokenizer

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'recipe_of', 'check_start', 'student_from_layers', 'states_of', 'variance_kept', 'Followed', 'follow_model',
-           'vary', 'variations', 'split_with', 'compact_student', 'with_pieces', 'vocabulary_cost', 'largest_inputs',
-           'input_divisors', 'step_row', 'export_compact', 'ablation_plan', 'ablation_row']
+           'vary', 'variations', 'split_with', 'Pool', 'make_pool', 'evenly', 'compact_student', 'mean_over_sets',
+           'with_pieces', 'vocabulary_cost', 'largest_inputs', 'input_divisors', 'step_row', 'export_compact',
+           'ablation_plan', 'ablation_row']
 
 # %% ../nbs/09_compact.ipynb #f69fa94f
 import random
@@ -129,7 +130,7 @@ class Followed:
     model: SentimentEncoder
     layers: dict # student layer → its layer; -1 → -1 are the embeddings
     features: TeacherFeatures # of all sentences; their logits are the answers to imitate
-    states: torch.Tensor # [n, H], a sample of its hidden states
+    states: torch.Tensor|None # [n, H], a sample of its hidden states; None: answers alone
 
     def basis(self, width:int): # [H, width]
         "With what the projections begin: the directions in which hidden states vary most."
@@ -140,17 +141,18 @@ class Followed:
 def follow_model(
     model:SentimentEncoder,
     sentences:Sentences, # as the model reads them
-    student_layers:int,
+    recipe:Recipe, # of the student
     memory_mb:float, # that the hidden states may take
     logits=None # [n, classes]: answers to imitate; None: the model's own
 ) -> Followed:
     "Compute once what a student will follow in a model."
-    layers = {-1: -1, **layer_map(student_layers, len(model.config.heads))}
-    features = TeacherFeatures(model, sentences, layers.values(), attentions=False,
-                               memory_mb=memory_mb, mixed_precision=True)
+    layers = {-1: -1, **layer_map(recipe.layers, len(model.config.heads))}
+    wanted = recipe.hidden_weight > 0 or recipe.width < model.config.hidden_size
+    features = TeacherFeatures(model, sentences, layers.values() if wanted else (),
+                               attentions=False, memory_mb=memory_mb, mixed_precision=True)
     if logits is not None:
         features.logits = logits
-    return Followed(model, layers, features, features.sample())
+    return Followed(model, layers, features, features.sample() if wanted else None)
 
 # %% ../nbs/09_compact.ipynb #c80b05de
 def vary(
@@ -194,6 +196,42 @@ def split_with(
     token_ids = tokenise(texts, trim_tokenizer(tokenizer, kept), max_length)
     return [[kept[i] for i in ids] for ids in token_ids]
 
+@dataclass
+class Pool:
+    "The sentences of a training: labelled ones, the transfer set, then their variations."
+    frame: pd.DataFrame # without variations: text; label, missing in the transfer set
+    labelled: int # how many have a label; they come first
+    whole: Sentences # as the teacher reads them
+    read: Sentences # as students read them: variations split into smaller pieces
+
+    def count(self, copies:int) -> int: # `copies`: variations of each sentence
+        "How many of the first sentences a training with so many variations takes."
+        return (1 + copies)*len(self.frame)
+
+def make_pool(
+    labelled:pd.DataFrame, # text, label
+    unlabelled:pd.DataFrame, # text
+    tokenizer, # with the whole vocabulary
+    max_length:int, # word pieces
+    copies:int, # variations of each sentence
+    pieces:int, # of the vocabulary with which variations are split
+    seed:int # of the variations
+) -> Pool:
+    "Collect the sentences, and split them into word pieces for teacher and students."
+    frame = pd.concat([labelled, unlabelled], ignore_index=True)
+    altered = variations([*frame.text], copies, seed)
+    both = pd.concat([frame, pd.DataFrame(dict(text=altered))], ignore_index=True)
+    whole = sentences(both, tokenizer, max_length)
+    kept = pieces_to_keep(tokenizer, frame.text, pieces)
+    split = split_with(altered, tokenizer, kept, max_length)
+    read = Sentences([*whole.token_ids[:len(frame)], *split], whole.labels)
+    return Pool(frame, len(labelled), whole, read)
+
+def evenly(frame:pd.DataFrame, share:float) -> pd.DataFrame:
+    "A share of the rows, evenly spaced."
+    places = np.linspace(0, len(frame) - 1, round(share*len(frame)))
+    return frame.iloc[places.astype(int)]
+
 # %% ../nbs/09_compact.ipynb #3a691a06
 def compact_student(
     source:Followed, # the larger model
@@ -215,6 +253,18 @@ def compact_student(
     history = distil(student, source.features, source.layers, train, val, recipe.settings(),
                      weights, source.basis(recipe.width), **run)
     return student, history
+
+def mean_over_sets(
+    model, tokenizer,
+    frame:pd.DataFrame, # text, label, source
+    max_length:int # word pieces
+) -> float: # NaN where there is no set
+    "Mean of the macro-F1 over the sources of some labelled sentences."
+    found = []
+    for _, part in frame.groupby("source"):
+        logits = predict(model, sentences(part, tokenizer, max_length))
+        found.append(scores(part.label, logits)["macro_f1"])
+    return float(np.mean(found)) if found else float("nan")
 
 # %% ../nbs/09_compact.ipynb #397e6170
 def with_pieces(
@@ -331,30 +381,37 @@ def export_compact(
 # %% ../nbs/09_compact.ipynb #04008f54
 def ablation_plan(
     recipe:Recipe, # the whole recipe
-    labelled:int, # sentences with labels
-    everything:int, # sentences with the transfer set, without variations
-    epochs:int # of the steps without variations; the others take as many training steps
+    pool:Pool,
+    epochs:int # over the pool without variations; every step takes as many training steps
 ) -> list[tuple]: # (step, Recipe, sentences, "teacher" or "assistant")
     "The recipe step by step."
-    altered = (1 + recipe.variations)*everything
-    bare = replace(recipe, epochs=epochs, ema_decay=None, hidden_weight=0., alpha=0., inherit=False)
+    everything, altered = pool.count(0), pool.count(recipe.variations)
+    bare = replace(recipe, ema_decay=None, hidden_weight=0., alpha=0., inherit=False)
     soft = replace(bare, alpha=recipe.alpha)
     inherited = replace(soft, inherit=True)
     hidden = replace(inherited, hidden_weight=recipe.hidden_weight)
-    varied = replace(hidden, epochs=max(1, epochs*everything//altered))
-    return [
-        ("labels alone", bare, labelled, "teacher"),
-        ("soft labels", soft, labelled, "teacher"),
-        ("the teacher's weights", inherited, labelled, "teacher"),
+    steps = [
+        ("labels alone", bare, pool.labelled, "teacher"),
+        ("soft labels", soft, pool.labelled, "teacher"),
+        ("the teacher's weights", inherited, pool.labelled, "teacher"),
         ("the transfer set", inherited, everything, "teacher"),
         ("hidden states", hidden, everything, "teacher"),
-        ("variations", varied, altered, "teacher"),
-        ("the wide student between", varied, altered, "assistant")]
+        ("variations", hidden, altered, "teacher"),
+        ("the wide student between", hidden, altered, "assistant"),
+        ("moving average", recipe, altered, "assistant")]
+    return [(step, replace(each, epochs=max(1, round(epochs*everything/count))), count, source)
+            for step, each, count, source in steps]
 
-def ablation_row(step:str, count:int, history:pd.DataFrame, recipe:Recipe) -> dict:
-    "One row of the ablation, from the sentences and the history of a training."
+def ablation_row(
+    step:str,
+    count:int, # of the sentences
+    history:pd.DataFrame, # of the training
+    recipe:Recipe,
+    foreign:float # macro-F1 on foreign validation, mean over sets
+) -> dict:
+    "One row of the ablation."
     kept = history.iloc[-1] if recipe.ema_decay else history.loc[history.val_macro_f1.idxmax()]
     batches = -(-count//recipe.batch_size)
     return dict(step=step, sentences=count, training_steps=len(history)*batches,
-                val_macro_f1=kept.val_macro_f1, val_loss=kept.val_loss,
-                seconds=history.seconds.sum())
+                val_macro_f1=kept.val_macro_f1, foreign_val_macro_f1=foreign,
+                val_loss=kept.val_loss, seconds=history.seconds.sum())

@@ -81,7 +81,7 @@ class TeacherFeatures:
     def __init__(self,
         teacher, # a SentimentEncoder
         sentences:Sentences, # whose batches may be asked for
-        layers, # numbers of the layers to follow; -1 is the embeddings, which have no map
+        layers, # numbers of the layers to follow; -1 is the embeddings; none: logits alone
         attentions:bool=True, # whether attention maps are kept as well
         memory_mb:float=6000, # that hidden states and maps may take
         mixed_precision:bool=False # compute in the device's 16-bit numbers
@@ -105,6 +105,8 @@ class TeacherFeatures:
     def keep(self, rows, out):
         "Store each sentence's own part of a batch's output, in half precision."
         self.logits[rows] = out.logits.float().cpu()
+        if not self.layers:
+            return
         hidden = torch.stack([out.hidden_states[i + 1] for i in self.layers], 2).cpu()
         for row, states in zip(rows, hidden):
             self.hidden[row] = states[:self.lengths[row]].to(torch.float16, copy=True)
@@ -122,12 +124,15 @@ class TeacherFeatures:
         rows = batch["index"].tolist()
         length = batch["input_ids"].shape[1]
         where = batch["input_ids"].device
+        hidden = None
         maps = None
+        if self.layers:
+            hidden = pad_sentences([self.hidden[row] for row in rows], length).to(where)
         if self.maps is not None:
             maps = pad_sentences([self.maps[row] for row in rows], length, axes=2).to(where)
         return SimpleNamespace(
             logits=self.logits[rows].to(where),
-            hidden=pad_sentences([self.hidden[row] for row in rows], length).to(where),
+            hidden=hidden,
             maps=maps,
             aligned=self.lengths[rows].to(where) == batch["attention_mask"].sum(1))
 
