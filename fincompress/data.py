@@ -23,7 +23,7 @@ from .lib.run.checkpoint import LABELS
 from .lib.run.files import RunError
 from .lib.run.hub import Unavailable
 from .lib.text.corpus import synthetic_corpus
-from .lib.text.links import without_links
+from .lib.text.links import remove_links
 from .lib.text.published import PUBLISHED
 from .lib.text.sources import Reading, as_names, read_sources
 from .lib.text.tables import LABEL_ID
@@ -55,7 +55,7 @@ def clean(
 
 def comparable(text:str) -> str:
     "What is left of a text when case, white space and web addresses do not count."
-    return " ".join(without_links(text).casefold().split())
+    return " ".join(remove_links(text).casefold().split())
 
 def refuse_contained(
     table:pd.DataFrame # text, source
