@@ -9,7 +9,7 @@ __all__ = ['HELP', 'app', 'STUDY_PACKAGES', 'ProfileName', 'Values', 'RunFolder'
            'renew_with_seed', 'run_alone', 'run_all', 'check_seeds', 'run', 'report', 'last_command',
            'expected_parameters', 'status_row', 'status_rows', 'status', 'compared_cell', 'compare_table',
            'compared_runs', 'compare', 'export', 'sentences', 'refuse_model', 'answer_row', 'answer_rows', 'classify',
-           'packaged_rows', 'packaged_table', 'models', 'publish', 'demo', 'main']
+           'listed_rows', 'listed_table', 'models', 'publish', 'demo', 'main']
 
 # %% ../../nbs/app/cli.ipynb #0657f4a7
 import csv
@@ -429,7 +429,7 @@ def classify(
 # %% ../../nbs/app/cli.ipynb #3044f6b1
 LISTED = ("name", "bytes", "licence", "here", "elsewhere", "worst", "worst_set")
 
-def packaged_rows() -> list[dict]: # keys: those of `LISTED`
+def listed_rows() -> list[dict]: # keys: those of `LISTED`
     "What was measured of each packaged model; `RunError` where there is none."
     found = packaged_models()
     if not found:
@@ -437,7 +437,7 @@ def packaged_rows() -> list[dict]: # keys: those of `LISTED`
     measured = [read_measured(folder) for folder in found.values()]
     return [{column: each[column] for column in LISTED} for each in measured]
 
-def packaged_table(rows:list[dict]) -> Table: # `rows`: of `packaged_rows`
+def listed_table(rows:list[dict]) -> Table: # `rows`: of `listed_rows`
     "The packaged models for the terminal."
     table = Table("model", "MB", "licence", "macro-F1 here", "elsewhere", "worst set")
     for row in rows:
@@ -451,9 +451,9 @@ def packaged_table(rows:list[dict]) -> Table: # `rows`: of `packaged_rows`
 @app.command()
 def models(as_csv: AsCsv = False):
     "List the models that come with the package: size, licence, scores here and elsewhere."
-    rows = packaged_rows()
+    rows = listed_rows()
     if not as_csv:
-        Console().print(packaged_table(rows))
+        Console().print(listed_table(rows))
         return
     writer = csv.DictWriter(sys.stdout, LISTED, lineterminator="\n")
     writer.writeheader()
