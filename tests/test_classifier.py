@@ -236,7 +236,8 @@ def command(*words, given=b""):
 
 
 def test_the_command_answers_words(folder):
-    shown = command("--model", folder, "Sales rose", "[b]fell[/b] " + "sales "*20).stdout.decode()
+    words = ("Sales rose", "[b]fell[/b] " + "sales "*20)
+    shown = command("--model", folder, *words).stdout.decode()
     assert "positive" in shown
     assert "[b]fell[/b]" in shown
     assert "yes" in shown

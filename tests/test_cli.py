@@ -111,7 +111,8 @@ SEEDED = [
     """write_text(stage.output("checkpoints/student/model.safetensors"), "weights")
 SCORES = ("val_macro_f1", "test_macro_f1", "delta_macro_f1_vs_teacher", "delta_macro_f1_vs_floor")
 HEADER = ",".join(("variant", "seed", *SCORES))
-write_text(stage.output("results/benchmark_results.csv"), f"{HEADER}\\nstudent,{seed},1,1,0,0\\n")""",
+TABLE = f"{HEADER}\\nstudent,{seed},1,1,0,0\\n"
+write_text(stage.output("results/benchmark_results.csv"), TABLE)""",
     "stage.publish()",
 ]
 
