@@ -246,7 +246,8 @@ def test_the_command_answers_words(folder):
 def test_the_command_answers_lines(folder, classify):
     texts = some_texts(1200, 4)  # more than are answered at once
     lines = [f"{i} {text}," for i, text in enumerate(texts)]
-    result = command("--model", folder, "--csv", given="\n".join([*lines, "", "  ", "日本"]).encode())
+    piped = "\n".join([*lines, "", "  ", "日本"]).encode()
+    result = command("--model", folder, "--csv", given=piped)
     rows = [*csv.DictReader(io.StringIO(result.stdout.decode()))]
     lines.append("日本")
     assert [row["text"] for row in rows] == lines
