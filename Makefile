@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser study demo site test sync nbdev-test smoke readme reference clean
+.PHONY: help install browser study demo site test sync nbdev-test smoke readme reference package clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -59,9 +59,15 @@ sync: install ## Export the modules from the notebooks and clean the notebooks
 readme: install ## Write README.md from nbs/index.ipynb
 	$(BIN)/python -c "from fincompress.app.pages.readme import write_readme; write_readme('.')"
 
-reference: install ## Run the reference study; SOURCE is a folder with the original files of PhraseBank and FiQA
-	@test -d "$(SOURCE)" || { echo "give the folder of the original data files: make reference SOURCE=..."; exit 2; }
-	$(BIN)/fincompress run --profile reference --run-dir outputs/reference -p data.source=$(SOURCE)
+reference: install ## Run the reference study; DATA is the folder of the data files
+	@test -d "$(DATA)" || { echo "give the folder of the data files: make reference DATA=..."; exit 2; }
+	$(BIN)/fincompress run --profile reference --run-dir outputs/reference -p "data.data_folder=$(DATA)"
+
+package: install ## Run the profile package and put its models into the package; DATA is the folder of the data files
+	@test -d "$(DATA)" || { echo "give the folder of the data files: make package DATA=..."; exit 2; }
+	$(BIN)/fincompress run --profile package --run-dir outputs/package -p "data.data_folder=$(DATA)"
+	$(BIN)/python -c "from fincompress.app.deploy.package import package_models; package_models('outputs/package')"
+	@echo "== done: fincompress models"
 
 clean: ## Remove the environment, the site and the local runs
 	rm -rf $(VENV) build _site outputs/local outputs/smoke

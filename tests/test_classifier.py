@@ -185,7 +185,44 @@ def test_the_base_package_is_enough(bare_environment, folder):
     said = output(programs/"python", "-c", PROGRAM, folder)
     assert said.splitlines() == ["positive", "no torch"]
     assert "run" in output(programs/"fincompress", "--help")
-    assert "positive" in output(programs/"fincompress", "classify", folder, "Sales rose")
+    assert "positive" in output(programs/"fincompress", "classify", "--model", folder,
+                                "Sales rose")
+
+
+# Packaged models
+
+
+@pytest.fixture
+def packaged(tmp_path, monkeypatch):
+    "One toy model in the place of the packaged ones, and an empty working directory."
+    models = tmp_path/"models"
+    save_word_model(models/"compact_narrow", WEIGHTS)
+    monkeypatch.setattr("fincompress.lib.onnx.packaged.models_folder", lambda: models)
+    (tmp_path/"here").mkdir()
+    monkeypatch.chdir(tmp_path/"here")
+    return models
+
+
+def test_the_packaged_model_is_the_default(packaged):
+    answer = Classifier(packaged/"compact_narrow")("Sales rose")
+    assert Classifier()("Sales rose") == answer
+    assert Classifier("compact_narrow", threads=2)("Sales rose") == answer
+    with pytest.raises(RunError, match="no packaged models.*make package"):
+        Classifier("compact_tiny")
+    with pytest.raises(RunError, match=r"give a packaged model \(compact_wide, compact_narrow"):
+        Classifier("compact_narow")
+
+
+def test_a_folder_never_shadows_a_packaged_model(packaged):
+    "A folder of the same name is opened where it is written as a path."
+    opposite = {word: row[::-1] for word, row in WEIGHTS.items()}
+    for name in ("compact_narrow", "compact_tiny"):
+        save_word_model(Path(name), opposite)
+    assert Classifier("compact_narrow")("Sales rose")["label"] == "positive"
+    assert Classifier("./compact_narrow")("Sales rose")["label"] == "negative"
+    assert Classifier(Path("compact_narrow"))("Sales rose")["label"] == "negative"
+    with pytest.raises(RunError, match="write ./compact_tiny"):
+        Classifier("compact_tiny")
 
 
 # The command
@@ -199,7 +236,8 @@ def command(*words, given=b""):
 
 
 def test_the_command_answers_words(folder):
-    shown = command(folder, "Sales rose", "[b]fell[/b] " + "sales "*20).stdout.decode()
+    words = ("Sales rose", "[b]fell[/b] " + "sales "*20)
+    shown = command("--model", folder, *words).stdout.decode()
     assert "positive" in shown
     assert "[b]fell[/b]" in shown
     assert "yes" in shown
@@ -208,7 +246,8 @@ def test_the_command_answers_words(folder):
 def test_the_command_answers_lines(folder, classify):
     texts = some_texts(1200, 4)  # more than are answered at once
     lines = [f"{i} {text}," for i, text in enumerate(texts)]
-    result = command(folder, "--csv", given="\n".join([*lines, "", "  ", "日本"]).encode())
+    piped = "\n".join([*lines, "", "  ", "日本"]).encode()
+    result = command("--model", folder, "--csv", given=piped)
     rows = [*csv.DictReader(io.StringIO(result.stdout.decode()))]
     lines.append("日本")
     assert [row["text"] for row in rows] == lines
@@ -220,7 +259,7 @@ def test_the_command_answers_lines(folder, classify):
 
 def test_the_command_without_a_line(folder):
     header = "text,label,negative,neutral,positive,truncated"
-    assert command(folder, "--csv").stdout.decode().splitlines() == [header]
+    assert command("--model", folder, "--csv").stdout.decode().splitlines() == [header]
 
 
 @pytest.mark.parametrize("words, given, said", [
@@ -228,12 +267,25 @@ def test_the_command_without_a_line(folder):
     ([], b"\xff\xfe", "UTF-8"),
 ])
 def test_the_command_refuses_what_is_not_a_sentence(folder, words, given, said):
-    result = command(folder, *words, given=given)
+    result = command("--model", folder, *words, given=given)
     errors = result.stderr.decode()
     assert result.returncode == 1
     assert said in errors
     assert "Traceback" not in errors
     assert result.stdout == b""
+
+
+def test_the_command_refuses_a_model_as_its_first_word(folder, tmp_path):
+    "The form of earlier versions, whose first word would be read as a sentence."
+    cases = {str(folder): str(folder), "compact_tiny": "compact_tiny",
+             "student_narrow_int8": "compact_narrow"}
+    for first, model in cases.items():
+        result = command(first, "Sales rose")
+        said = " ".join(result.stderr.decode().split())
+        assert result.returncode == 1 and result.stdout == b""
+        assert f"use --model (fincompress classify --model {model} TEXT)" in said
+    shown = command("--model", folder, "Sales rose", folder, "x"*5000).stdout.decode()
+    assert "positive" in shown  # a later word is a sentence, and so is a long one
 
 
 def test_the_command_does_not_wait_for_typing(monkeypatch):
@@ -248,7 +300,7 @@ def test_the_command_names_a_folder_without_a_model(tmp_path):
     places = {tmp_path/"nowhere": "there is no folder", tmp_path: "holds no checkpoint",
               tmp_path/"student_wide_int8": "the model is now called compact_wide"}
     for place, said in places.items():
-        result = command(place, "Sales rose")
+        result = command("--model", place, "Sales rose")
         assert result.returncode == 1
         assert said in " ".join(result.stderr.decode().split())
         assert "Traceback" not in result.stderr.decode()

@@ -4,7 +4,11 @@ import io
 import json
 
 import pytest
-from conftest import STAGES
+from conftest import IMPORTS, STAGES
+
+from fincompress.lib.onnx.packaged import MODELS
+from fincompress.lib.onnx.word_model import save_word_model
+from fincompress.lib.run.files import write_json
 
 BENCHMARK = "variant,technique,size_bytes,test_macro_f1,latency_ms_p50\n"
 HEAVY = ("papermill", "nbconvert", "nbformat", "nbclient", "torch", "transformers", "pandas",
@@ -97,7 +101,70 @@ def test_a_summary_over_seeds_that_changed_is_new_for_the_report(tmp_path, monke
     assert is_new({43: []}) and not is_new({43: []})
 
 
+# One seed alone
+
+
+SEEDED = [
+    'run_dir = "outputs/t4" # the run directory\nseed = 42 # of nothing',
+    IMPORTS,
+    'stage = Stage("02_student", globals(), needs=["01_teacher"])',
+    """write_text(stage.output("checkpoints/student/model.safetensors"), "weights")
+SCORES = ("val_macro_f1", "test_macro_f1", "delta_macro_f1_vs_teacher", "delta_macro_f1_vs_floor")
+HEADER = ",".join(("variant", "seed", *SCORES))
+TABLE = f"{HEADER}\\nstudent,{seed},1,1,0,0\\n"
+write_text(stage.output("results/benchmark_results.csv"), TABLE)""",
+    "stage.publish()",
+]
+
+
+def begun(result):
+    "The stages that a command executed."
+    return [line.split()[1].rstrip(":") for line in result.stderr.splitlines() if "begun" in line]
+
+
+def summed_seeds(project):
+    "How many seeds the summary has."
+    with open(project.run_dir/"results/summary.csv") as file:
+        return [int(row["seeds"]) for row in csv.DictReader(file)]
+
+
+def test_one_seed_alone(project):
+    "A further seed in its folder, the run's own in the run, and the choice of stages for it."
+    words = ("run", "-P", "mine", "--only", "data", "--only-seed")
+    alone = project.command(*words, 43)
+    assert alone.returncode == 0 and begun(alone) == ["00_data"]
+    assert "seed 43 alone" in alone.stderr
+    assert [path.name for path in project.run_dir.iterdir()] == ["seeds"]
+    assert (project.run_dir/"seeds/43/stages/00_data.json").exists()
+    assert begun(project.command(*words, 42)) == ["00_data"]
+    assert (project.run_dir/"stages/00_data.json").exists()
+
+
+def test_a_seed_without_its_weights_is_not_trained_again(done):
+    "Its tables count; --only-seed makes its weights again."
+    done.write("02_student", SEEDED)
+    done.profile("01_teacher:\n  epochs: 1\nfurther_seeds:\n  seeds: [43]\n")
+    assert begun(done.command("run", "-P", "mine")) == ["02_student", *STAGES]
+    teacher = json.loads((done.run_dir/"seeds/43/stages/01_teacher.json").read_text())
+    assert teacher["parameters"]["seed"] == 43 and summed_seeds(done) == [2]
+    (done.run_dir/"seeds/43/checkpoints/student/model.safetensors").unlink()
+    (done.run_dir/"results/summary.csv").unlink()
+    result = done.command("run", "-P", "mine")
+    assert begun(result) == [] and summed_seeds(done) == [2]
+    assert "seed 43: results only, its weights are not here" in result.stderr.splitlines()
+    (done.run_dir/"checkpoints/student/model.safetensors").unlink()
+    alone = done.command("run", "-P", "mine", "--only-seed", 43)
+    assert begun(alone) == ["02_student"] and summed_seeds(done) == [2]
+    assert "seed 42: results only, its weights are not here" in alone.stderr.splitlines()
+
+
 EXITS = [
+    (["run", "-P", "mine", "--only-seed", "43", "--further-seed", "44"], 1,
+     "error: --only-seed and --further-seed exclude each other"),
+    (["run", "-P", "mine", "--further-seed", "44", "--from", "data"], 1,
+     "write --only-seed 44 to run stages of that seed"),
+    (["run", "-P", "mine", "--only-seed", "-1"], 2, "Invalid value for '--only-seed'"),
+    (["classify", "compact_tiny", "Sales fell"], 1, "use --model"),
     (["run", "-P", "mine", "-p", "epoch=3"], 1,
      "error: unknown parameter 'epoch', did you mean epochs?"),
     (["run", "-P", "none"], 1, "error: unknown profile 'none'"),
@@ -173,6 +240,56 @@ def test_compare_names_a_damaged_file(project, two_runs):
     result = project.command("compare", *two_runs)
     assert result.returncode == 1
     assert "b/results/benchmark_results.csv is damaged ('test_macro_f1')" in result.stderr
+
+
+# Packaged models
+
+
+PATCH = """
+import pathlib
+import fincompress.lib.onnx.packaged
+fincompress.lib.onnx.packaged.models_folder = lambda: pathlib.Path({folder!r})
+"""
+
+
+@pytest.fixture(scope="module")
+def toy_models(tmp_path_factory):
+    "Toy models in place of the packaged ones: code that comes before the command."
+    folder = tmp_path_factory.mktemp("models")
+    for i, name in enumerate(MODELS):
+        save_word_model(folder/name, {"fell": (2, 0, 0), "rose": (0, 0, 2)})
+        here = 0.9 - 0.01*i
+        write_json(folder/name/"measured.json", dict(
+            name=name, bytes=4_600_000, licence="Apache-2.0", here=here, elsewhere=here - 0.1,
+            worst=here - 0.2, worst_set="fiqa", latency_ms=0.5, times_faster=300.0,
+            trained_on=["sentfin", "twitter"]))
+    return PATCH.format(folder=str(folder))
+
+
+def test_models_are_listed(project, toy_models):
+    shown = project.command("models", before=LIGHT + toy_models).stdout
+    assert "compact_narrow (default)" in shown and "Apache-2.0" in shown
+    assert "0.890" in shown and "0.690 (fiqa)" in shown
+    printed = project.command("models", "--csv", before=LIGHT + toy_models).stdout
+    rows = list(csv.DictReader(io.StringIO(printed)))
+    assert [row["name"] for row in rows] == [*MODELS]
+    assert [*rows[0]] == ["name", "bytes", "licence", "here", "elsewhere", "worst", "worst_set"]
+    assert rows[0]["bytes"] == "4600000"
+
+
+def test_a_sentence_is_enough(project, toy_models):
+    answered = project.command("classify", "Sales fell", before=toy_models)
+    assert answered.returncode == 0 and "negative" in answered.stdout
+    tiny = project.command("classify", "--model", "compact_tiny", "--csv", "Sales rose",
+                           before=toy_models)
+    assert tiny.stdout.splitlines()[1].startswith("Sales rose,positive")
+
+
+@pytest.mark.parametrize("words", [["models"], ["models", "--csv"], ["classify", "Sales fell"]])
+def test_a_copy_without_packaged_models_says_what_to_do(project, tmp_path, words):
+    result = project.command(*words, before=PATCH.format(folder=str(tmp_path/"nothing")))
+    assert result.returncode == 1 and result.stdout == ""
+    assert "make package" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_light_installation(done, two_runs):

@@ -1,4 +1,4 @@
-"""The wheel: it has the templates, and they open where there is no clone."""
+"""The wheel: it has the templates and the models, and they open where there is no clone."""
 import shutil
 import subprocess
 import sys
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TEMPLATES = {path.name for path in (ROOT/"fincompress/templates").glob("*.j2")}
+TEMPLATES = {path.name for path in (ROOT/"fincompress/templates").iterdir()}
+MODELS = ROOT/"fincompress/models"
 PROGRAM = """
 import fincompress
 from fincompress.app.templates import render
@@ -38,6 +39,13 @@ def test_the_wheel_has_every_template(wheel):
     assert {f"fincompress/templates/{name}" for name in TEMPLATES} <= names
     assert "fincompress/app/use/classifier.py" in names
     assert not [name for name in names if name.startswith(("tests/", "nbs/", "outputs/"))]
+
+
+@pytest.mark.skipif(not MODELS.is_dir(), reason="no packaged models are here yet")
+def test_the_wheel_has_every_model(wheel):
+    files = {p.relative_to(ROOT).as_posix() for p in MODELS.rglob("*") if p.is_file()}
+    assert files and files <= {*zipfile.ZipFile(wheel).namelist()}
+    assert wheel.stat().st_size <= 25e6
 
 
 def test_a_template_opens_outside_the_clone(wheel, tmp_path):
