@@ -137,7 +137,7 @@ COLUMNS_OF = {
     "layers_removed": ("layers' weights removed", SHARE),
     "heads_left": ("heads left", WHOLE),
 }
-NAMES = ("variant", "criterion", "model", "arm") # columns whose values are names of models
+NAMES = ("variant", "criterion", "model", "arm", "set", "worst_set") # columns that hold names
 
 # %% ../../../nbs/lib/show/tables.ipynb #85db4843
 def heading(column:str) -> str:
