@@ -80,7 +80,7 @@ def write_cells(
         colour = "white" if value > 0.7 else "#333333"
         ax.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)
         if learned[row, column]:
-            ax.add_patch(plt.Rectangle((column - 0.42, row - 0.4), 0.84, 0.8, fill=False,
+            ax.add_patch(plt.Rectangle((column - 0.4, row - 0.38), 0.8, 0.76, fill=False,
                                        edgecolor=colour, linewidth=1))
 
 def role_headings(
@@ -90,10 +90,10 @@ def role_headings(
     "Each role above its columns, and a gap between two groups."
     for role in dict.fromkeys(roles):
         first, count = roles.index(role), roles.count(role)
-        text = fill(role, max(9, 9*count))
+        text = fill(role, max(10, 75*count//len(roles))) # 75 letters fit above all columns
         ax.text(first + (count - 1)/2, -0.62, text, ha="center", va="bottom", color="#555555")
         if first:
-            ax.axvline(first - 0.5, color="white", linewidth=5)
+            ax.axvline(first - 0.5, color="white", linewidth=4)
 
 @styled
 def where_it_holds(
