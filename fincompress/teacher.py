@@ -28,6 +28,7 @@ from transformers import (
 from .lib.run.checkpoint import LABELS, save_checkpoint
 from .lib.run.files import RunError, file_digest
 from .lib.run.hub import bounded, from_hub
+from .lib.text.links import skip_links
 
 # %% ../nbs/01_teacher.ipynb #921baa0e
 MINILM_DIGEST = ( # SHA-256 of the published model.safetensors
@@ -122,7 +123,7 @@ def load_backbone(
                        f"and the model {config.vocab_size:,}: "
                        "its vocab.txt or tokenizer.json is missing or foreign")
     align_head(model, order)
-    return model.float(), tokenizer, order is not None
+    return model.float(), skip_links(tokenizer), order is not None
 
 def open_backbone(
     backbone:str, # a Hub name, a folder, "minilm" or "tiny"

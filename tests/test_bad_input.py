@@ -164,11 +164,52 @@ def test_a_parquet_file_that_is_none(run_dir, tmp_path):
     assert "cannot be read as a table" in message
 
 
-@pytest.mark.parametrize("source", ["hub", "you/headlines"])
+@pytest.mark.parametrize("source", ["phrasebank", "you/headlines"])
 def test_an_unreachable_hub(source, run_dir):
     message = refused(run_dir, "--only", "data", "-p", f"source={source}", **NO_HUB)
     assert "cannot be reached" in message
     assert "run offline" in message
+
+
+def test_a_published_source_without_its_file(run_dir):
+    message = refused(run_dir, "--only", "data", "-p", "source=sentfin")
+    assert "needs the file sentfin_train.csv or SEntFiN.csv" in message
+
+
+def own_table(path, rows: range):
+    "A table of 30 or more sentences of all three classes."
+    lines = [f"Sentence number {i} of a table,{i % 3}" for i in rows]
+    path.write_text("\n".join(["text,label", *lines]) + "\n")
+    return path
+
+
+def test_a_source_that_contains_another(run_dir, tmp_path):
+    tables = [own_table(tmp_path/"all.csv", range(60)), own_table(tmp_path/"some.csv", range(30))]
+    names = ", ".join(map(str, tables))
+    message = refused(run_dir, "--only", "data", "-p", f"source=[{names}]")
+    assert "the source some is wholly contained in all" in message
+
+
+def test_a_foreign_set_that_overlaps(run_dir, tmp_path):
+    own = own_table(tmp_path/"own.csv", range(60))
+    foreign = own_table(tmp_path/"foreign.csv", range(50, 90))
+    values = ["-p", f"source={own}", "-p", f"foreign={foreign}"]
+    message = refused(run_dir, "--only", "data", *values)
+    assert "(10 of foreign)" in message and "remove_overlap" in message
+
+
+def test_a_foreign_set_from_which_models_learn(run_dir, tmp_path):
+    own = own_table(tmp_path/"own.csv", range(60))
+    message = refused(run_dir, "--only", "data", "-p", f"source={own}", "-p", f"foreign={own}")
+    assert "models learn from own, so it is no foreign set" in message
+
+
+def test_labels_that_are_not_the_three(run_dir, tmp_path):
+    path = tmp_path/"own.csv"
+    path.write_text("text,label\nSales rose,bullish\n")
+    names = "label_names={own: {bearish: negative}}"
+    message = refused(run_dir, "--only", "data", "-p", f"source={path}", "-p", names)
+    assert "the label 'bullish' is unknown; labels are bearish" in message
 
 
 def test_an_unreachable_backbone(run_dir):

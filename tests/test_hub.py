@@ -18,14 +18,14 @@ from fincompress.lib.run.files import RunError
 from fincompress.lib.run.hub import reach_hub
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = 'read_source("hub", 0.1, 10, 1000, 42)'
-OWN_DATA = 'read_source("you/headlines", 0.1, 10, 1000, 42)'
+DATA = 'read_sources(["phrasebank", "fiqa"], Reading())'
+OWN_DATA = 'read_sources("you/headlines", Reading())'
 BACKBONE = 'open_backbone("ProsusAI/finbert", [], 0, "")'
 SENTENCES = ["Profit rose", "a loss", "café", "profit fell fell"]
 NUMBER = dict(negative=0, neutral=1, positive=2)
 STUDY = """
 import huggingface_hub # here, so that no time is measured but the Hub's
-from fincompress.data import read_source
+from fincompress.lib.text.sources import Reading, read_sources
 from fincompress.teacher import open_backbone
 """
 PROGRAM = """
@@ -184,7 +184,7 @@ def test_a_hub_with_gaps(repositories, tmp_path):
     with hub_stand_in.hub({"ProsusAI/finbert": gap}) as server:
         answers = ask(expression, server.url, tmp_path)
     data, own, model, vocabulary = (said["message"] for said in answers)
-    assert "PhraseBank (takala/financial_phrasebank) cannot be opened" in data
+    assert "phrasebank (takala/financial_phrasebank) cannot be opened" in data
     assert "the data set you/headlines (there is no such file here" in own
     assert "the model ProsusAI/finbort cannot be opened" in model
     for message in (data, own, model):
@@ -273,7 +273,7 @@ def data_stage(tmp_path_factory):
         "datasets/pauri32/fiqa-2018": hub_stand_in.fiqa_files(),
     }
     command = [Path(sys.executable).with_name("fincompress"), "run", "--profile", "smoke",
-               "--run-dir", folder/"run", "--only", "data", "-p", "source=hub"]
+               "--run-dir", folder/"run", "--only", "data", "-p", "source=[phrasebank, fiqa]"]
     with hub_stand_in.hub(repositories) as server:
         environs = environment(server.url, folder/"hf", MPLBACKEND="agg")
         result = subprocess.run(command, cwd=ROOT, env=environs, capture_output=True, text=True,
@@ -300,7 +300,7 @@ def test_the_data_stage(data_stage):
 def test_the_data_card(data_stage):
     "Where the sentences are from, and which revisions they are."
     card = json.loads((data_stage/"data/data_card.json").read_text())
-    assert card["source"] == "Hugging Face Hub"
+    assert card["source"] == "phrasebank, fiqa"
     assert card["synthetic"] is False
     assert card["conflicting"] == 1
     assert {*card["licences"]} == {"phrasebank", "fiqa"}
@@ -311,11 +311,11 @@ def test_the_data_card(data_stage):
 BROKEN = { # kind → (data set, its files, words of the message)
     "archive": ("takala/financial_phrasebank",
                 {"data/FinancialPhraseBank-v1.0.zip": b"not found, said the proxy"},
-                ["PhraseBank (takala/financial_phrasebank) cannot be opened (BadZipFile"]),
+                ["phrasebank (takala/financial_phrasebank) cannot be opened (BadZipFile"]),
     "empty": ("takala/financial_phrasebank", {"README.md": b"moved"},
               [f"its revision {hub_stand_in.REVISION} has no file"]),
     "columns": ("pauri32/fiqa-2018", {"train.csv": b"text,score\nZebrafone jumps,0.7\n"},
-                ["FiQA (pauri32/fiqa-2018) cannot be opened", "sentence"]),
+                ["fiqa (pauri32/fiqa-2018) cannot be opened", "sentence"]),
 }
 
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'NUMBER_WITH_EXPONENT', 'NO_PROFILES', 'FURTHER', 'LEAVE_OUT', 'parameter_cell', 'literal_assignment',
-           'notebook_parameters', 'stage_needs', 'choose', 'full_stage', 'is_plain', 'checked', 'Loader', 'parse_yaml',
-           'profile_names', 'profile_file', 'load_profile', 'stage_values', 'stages_left_out', 'load_profile_seeds',
-           'parse_override', 'profile_changes', 'override_changes', 'own_parameters', 'stage_parameters']
+           'notebook_parameters', 'stage_needs', 'choose', 'full_stage', 'is_plain', 'is_list_of_texts', 'checked',
+           'Loader', 'parse_yaml', 'profile_names', 'profile_file', 'load_profile', 'stage_values', 'stages_left_out',
+           'load_profile_seeds', 'parse_override', 'profile_changes', 'override_changes', 'own_parameters',
+           'stage_parameters']
 
 # %% ../../../nbs/app/study/parameters.ipynb #fdccb1f9
 import ast
@@ -106,6 +107,10 @@ def is_plain(value) -> bool:
     except (TypeError, ValueError):
         return False
 
+def is_list_of_texts(value) -> bool:
+    "Whether a value is a list of texts, such as names; an empty list is one."
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
 def checked(
     value,
     default, # the notebook's own value
@@ -117,6 +122,8 @@ def checked(
                        "null, lists, mappings with text as keys)")
     if type(default) is float and type(value) is int:
         return float(value)
+    if type(value) is str and is_list_of_texts(default):
+        return [value]
     if default is None or type(value) is type(default):
         return value
     raise RunError(f"{where}: expected {TYPES[type(default)]}, as in {default!r}, "

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READERS_OF', 'TABLE_FILES', 'LABEL_ID', 'read_text', 'quiet_datasets', 'class_name', 'load_columns', 'reader_of',
            'csv_options', 'read_columns', 'read_file', 'hub_snapshot', 'hub_files', 'hub_columns', 'label_id',
-           'row_problem', 'checked_table', 'is_hub_name', 'read_table']
+           'row_problem', 'Layout', 'checked_table', 'is_hub_name', 'read_table']
 
 # %% ../../../nbs/lib/text/tables.ipynb #c61f2092
 import io
@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -155,48 +156,68 @@ def hub_columns(name:str) -> tuple[str, dict]: # (revision, column → values)
 # %% ../../../nbs/lib/text/tables.ipynb #034f944b
 LABEL_ID = {name: i for i, name in enumerate(LABELS)}
 
-def label_id(label) -> int|None: # None for an unknown label
+def label_id(
+    label,
+    names:dict|None=None # a label as the table writes it → our name; None: ours
+) -> int|None: # None for an unknown label
     "The class number of a label's name or number."
     written = str(label).strip().lower()
+    if names:
+        ours = {str(own).strip().lower(): name for own, name in names.items()}
+        return LABEL_ID.get(ours.get(written))
     numbers = {str(i): i for i in LABEL_ID.values()} | {f"{i}.0": i for i in LABEL_ID.values()}
     return (numbers | LABEL_ID).get(written)
 
 def row_problem(
     text,
     label,
-    max_characters:int|None
+    max_characters:int|None,
+    names:dict|None=None # as for `label_id`
 ) -> str|None:
     "What is wrong with one row; None if it can be used."
     if text is None or isinstance(text, float) or str(text).strip() == "":
         return "the text is missing"
     if not isinstance(text, str):
         return f"the text {text!r} is not text but {type(text).__name__}"
-    if label_id(label) is None:
-        return f"the label {label!r} is unknown; labels are {', '.join(LABELS)} or 0, 1, 2"
+    if label_id(label, names) is None:
+        known = ", ".join(map(str, names)) if names else f"{', '.join(LABELS)} or 0, 1, 2"
+        return f"the label {label!r} is unknown; labels are {known}"
     if max_characters and len(text) > max_characters:
         return (f"the text has {len(text):,} characters, "
                 f"more than max_characters = {max_characters:,}")
     return None
 
 # %% ../../../nbs/lib/text/tables.ipynb #fa6a865e
+@dataclass(frozen=True)
+class Layout:
+    "How a table of your own is laid out."
+    text: str = "text" # the column of texts
+    label: str|None = "label" # the column of labels; None: texts alone
+    label_names: dict|None = None # a label as the table writes it → our name; None: ours
+    max_characters: int|None = None # a longer text is an error; None accepts any length
+
 def checked_table(
     columns:dict, # column → values
     name:str, # the file or data set, for messages
-    max_characters:int|None,
+    layout:Layout,
     first_row:int # number of the first sentence's row
 ) -> pd.DataFrame: # text, label
-    "The columns text and label, with class numbers; `RunError` names what cannot be used."
-    missing = sorted({"text", "label"} - {*columns})
+    "Texts and class numbers; `RunError` names what cannot be used."
+    wanted = [layout.text, layout.label] if layout.label else [layout.text]
+    missing = sorted({*wanted} - {*columns})
     if missing:
         raise RunError(f"{name} has no column {' and no column '.join(missing)} "
                        f"(it has {', '.join(map(str, columns))}): "
-                       "name the columns text and label")
-    for row, cells in enumerate(zip(columns["text"], columns["label"]), first_row):
-        problem = row_problem(*cells, max_characters)
+                       f"name the columns {' and '.join(wanted)}")
+    texts = columns[layout.text]
+    written = columns[layout.label] if layout.label else [LABELS[1]]*len(texts)
+    names = layout.label_names if layout.label else None
+    for row, cells in enumerate(zip(texts, written), first_row):
+        problem = row_problem(*cells, layout.max_characters, names)
         if problem:
             raise RunError(f"{name}, row {row}: {problem}; correct or remove the row")
-    labels = [label_id(label) for label in columns["label"]]
-    return pd.DataFrame(dict(text=columns["text"], label=labels))
+    labels = [label_id(label, names) if layout.label else None for label in written]
+    return pd.DataFrame(dict(text=texts, label=labels))
 
 def is_hub_name(source:str) -> bool:
     "Whether a text has the form of a Hub name, user/name, and not that of a file's name."
@@ -205,16 +226,16 @@ def is_hub_name(source:str) -> bool:
 
 def read_table(
     source, # a CSV, Parquet or JSON Lines file, or a Hub name
-    max_characters:int=None # a longer text is an error; None accepts any length
+    layout:Layout=Layout()
 ) -> pd.DataFrame: # text, label, source; its attrs name the revision of a Hub data set
-    "A table of your own with the columns text and label."
+    "A table of your own."
     if Path(source).is_file():
         first_row = 1 if reader_of(source) == "json" else 2
-        table = checked_table(read_file(source), source, max_characters, first_row)
+        table = checked_table(read_file(source), source, layout, first_row)
         return table.assign(source=Path(source).stem)
     name = str(source)
     what = f"the data set {name} (there is no such file here, so it is looked up on the Hub)"
     revision, columns = from_hub(what, lambda: hub_columns(name))
-    table = checked_table(columns, name, max_characters, first_row=1).assign(source=name)
+    table = checked_table(columns, name, layout, first_row=1).assign(source=name)
     table.attrs["revisions"] = {name: revision}
     return table

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ..run.checkpoint import load_checkpoint, save_checkpoint
 from ..run.files import RunError
+from .links import without_links
 
 # %% ../../../nbs/lib/text/tfidf.ipynb #ae7929da
 class TfidfClassifier:
@@ -32,7 +33,8 @@ class TfidfClassifier:
         self.vectorizers = [words, characters]
 
     def features(self, texts): # sparse [n, n-grams]
-        "TF-IDF of texts, words then characters."
+        "TF-IDF of texts without web addresses, words then characters."
+        texts = [without_links(text) for text in texts]
         return hstack([vectorizer.transform(texts) for vectorizer in self.vectorizers]).tocsr()
 
     def fit(self,
@@ -42,8 +44,9 @@ class TfidfClassifier:
         seed:int # of the solver
     ):
         "Learn n-grams and weights."
+        plain = [without_links(text) for text in texts]
         for vectorizer in self.vectorizers:
-            vectorizer.fit(texts)
+            vectorizer.fit(plain)
         model = LogisticRegression(C=C, class_weight="balanced", max_iter=2000, random_state=seed)
         model.fit(self.features(texts), labels)
         self.weight = model.coef_.T.astype(np.float32)
