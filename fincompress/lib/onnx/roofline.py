@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRODUCT_SHAPES', 'INT8_PRODUCTS', 'product_model', 'product_speed', 'int8_peak', 'encoder_operations',
-           'multiply_accumulates', 'int8_operations', 'fraction_of_peak', 'profiled_events', 'time_by_operation']
+           'multiply_accumulates', 'int8_operations', 'fraction_of_peak', 'roofline_columns', 'profiled_events',
+           'time_by_operation']
 
 # %% ../../../nbs/lib/onnx/roofline.ipynb #91501362
 import tempfile
@@ -116,6 +117,25 @@ def fraction_of_peak(
 ) -> float: # 1 is the ceiling
     "Which part of the machine's int8 speed a model uses."
     return operations*sentences_per_s/(peak*1e9)
+
+# %% ../../../nbs/lib/onnx/roofline.ipynb #4b309a84
+def roofline_columns(
+    file, # an int8 ONNX file
+    config, # its shape, an `EncoderConfig`
+    lengths, # of the sentences, in word pieces
+    peak:float, # 10⁹ operations a second, of `int8_peak`
+    model_ms:float, # of one sentence, from pieces to logits
+    sentences_per_s:float # in batches
+) -> dict: # operations a sentence, and fractions of the peak
+    "How much of the machine's int8 speed a model uses."
+    needed = encoder_operations(config, lengths).mean()
+    executed = int8_operations(file, lengths).mean()
+    return dict(
+        operations_needed=needed,
+        operations_executed=executed,
+        fraction_of_peak_alone=fraction_of_peak(needed, peak, 1000/model_ms),
+        fraction_of_peak_batched=fraction_of_peak(needed, peak, sentences_per_s),
+        fraction_of_peak_executed=fraction_of_peak(executed, peak, sentences_per_s))
 
 # %% ../../../nbs/lib/onnx/roofline.ipynb #4f7af913
 def profiled_events(

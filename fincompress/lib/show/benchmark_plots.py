@@ -121,7 +121,8 @@ def score_by_latency(
     logarithmic_x(ax)
     unscored(ax, table[table[y].isna()], x)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    small_title(ax, "filled: ours; bars: 95% intervals; dashed: random weights, speed only")
+    small_title(ax, "filled: this run's compact models; bars: 95% intervals; "
+                    "dashed: random weights, speed only")
     ax.margins(x=0.08, y=0.08)
     label_points(ax, scored[[x, y]].to_numpy(), scored.variant.map(display_name), palette)
     return figure

@@ -137,7 +137,7 @@ COLUMNS_OF = {
     "layers_removed": ("layers' weights removed", SHARE),
     "heads_left": ("heads left", WHOLE),
 }
-NAMES = ("variant", "criterion", "model", "arm") # columns whose values are names of models
+NAMES = ("variant", "criterion", "model", "arm", "set", "worst_set") # columns that hold names
 
 # %% ../../../nbs/lib/show/tables.ipynb #85db4843
 def heading(column:str) -> str:
@@ -169,7 +169,7 @@ def show(
     shown = table[list(columns or table.columns)].reset_index(drop=True)
     chosen = {column: format_of(column, shown[column]) for column in shown} | (formats or {})
     for column in shown.columns.intersection(NAMES):
-        shown[column] = shown[column].map(display_name)
+        shown[column] = shown[column].map(display_name, na_action="ignore")
     styler = shown.rename(columns=heading).style.hide(axis="index")
     by_heading = {heading(column): form for column, form in chosen.items()}
     styler = styler.format(by_heading, na_rep="", escape="html")
