@@ -303,13 +303,13 @@ def packaged_rows(
     return table.rename(columns=renamed).assign(model=names, licence=licences, ours=True)
 
 def product_table(
-    run_dir,
+    run_dir, # None: the packaged models alone
     mark=plain, # called with the name of each model
     folder=None # where packaged models are; None: in this package
 ): # a DataFrame of texts; None: there are no models
     "The packaged models, then the compact models of a run."
     import pandas as pd
-    of_run = compact_rows(run_dir)
+    of_run = compact_rows(run_dir) if run_dir else None
     parts = [packaged_rows(folder), None if of_run is None else of_run[of_run.ours]]
     texts = [model_texts(rows, mark, intervals=False) for rows in parts if rows is not None]
     return pd.concat(texts, ignore_index=True) if texts else None
