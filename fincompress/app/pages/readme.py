@@ -17,8 +17,8 @@ from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
-from .notebook_html import readable
 from ..licences import NOT_COMMERCIAL
+from .notebook_html import readable
 from fincompress.app.results import (
     bold,
     choice_sentence,
