@@ -22,6 +22,7 @@ from fincompress.app.results import (
     results_table,
 )
 from fincompress.app.study.pipeline import execute_notebook
+from fincompress.lib.model.registry import display_name
 from fincompress.lib.run.files import RunError, read_json, write_csv, write_json
 from fincompress.lib.run.source import project_root
 from fincompress.lib.run.stage import STAGES, stage_file
@@ -220,12 +221,13 @@ def test_both_numbers_on_the_first_page(run):
         synthetic=False, missing=dict(semeval_headlines="no <file>"),
         licences=dict(phrasebank="CC BY-NC-SA 3.0", twitter="MIT", finentity="ODC-BY")))
     text = first_page(report(run))
-    cells = ("0.880 (0.850 to 0.910)", "0.560 (0.510, twitter)", "not for commercial use")
+    elsewhere = f"0.560 (0.510, {display_name('twitter')})"
+    cells = ("0.880 (0.850 to 0.910)", elsewhere, "not for commercial use")
     assert "</td><td>".join(cells) in text
     assert "not measured on text from elsewhere" not in text
     assert "(no &lt;file&gt;)" in text
     assert compact_table(run)[ELSEWHERE].tolist() == [
-        "not measured", "0.560 (0.510, twitter)", "not measured", "–"]
+        "not measured", elsewhere, "not measured", "–"]
 
 
 def test_several_seeds(run):
