@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from fincompress.lib.onnx.packaged import packaged_models
 from fincompress.lib.run.files import read_json
 from fincompress.lib.run.stage import STAGES, stage_file
 
@@ -70,13 +71,14 @@ def source_of(cell) -> str:
 
 
 def filled(notebook: dict, **fields) -> dict:
-    "The notebook with its form filled in: a field's line gets another value, as Colab does it."
-    form = code_cells(notebook)[0]
+    "The notebook with its forms filled in: a field's line gets another value, as Colab does it."
     for name, value in fields.items():
         line = re.compile(rf"(?m)^{name} = .*?(?= #@param)")
-        new, count = line.subn(f"{name} = {value!r}", source_of(form))
+        forms = [cell for cell in code_cells(notebook) if line.search(source_of(cell))]
+        assert len(forms) == 1, f"{len(forms)} forms have a field {name}"
+        new, count = line.subn(f"{name} = {value!r}", source_of(forms[0]))
         assert count == 1, f"the form has {count} fields {name}"
-        form["source"] = new
+        forms[0]["source"] = new
     return notebook
 
 
@@ -193,6 +195,16 @@ def test_installed_packages_stay_as_they_are(colab, first):
     assert "fincompress" not in constraints
 
 
+def test_the_first_cell_answers(first):
+    "It installs and classifies; a copy without packaged models says so, and the study goes on."
+    notebook, _, _ = first
+    answer = text_of(code_cells(notebook)[0])
+    if packaged_models():
+        assert "'label': 'negative'" in answer
+    else:
+        assert "no packaged models" in answer
+
+
 def test_the_form_reaches_the_run(first):
     _, run_dir, _ = first
     assert all(stage_file(run_dir, stage).exists() for stage in STAGES)
@@ -271,14 +283,16 @@ def test_the_notebook_itself():
     assert notebook["metadata"]["colab"]["gpuType"] == "T4"
     cells = [source_of(cell) for cell in code_cells(notebook)]
     assert all(source.startswith("#| stage\n") for source in cells)
-    assert cells[0].count("#@param") == 7
-    assert 'profile = "t4"' in cells[0]
+    assert cells[0].count("#@param") == 3
+    assert "Classifier()(sentence)" in cells[0]
+    assert cells[1].count("#@param") == 5
+    assert 'profile = "t4"' in cells[1]
     repository = "https://colab.research.google.com/github/fincompress/fincompress"
     assert f"{repository}/blob/main/nbs/colab.ipynb" in source_of(notebook["cells"][0])
 
 
 def test_the_default_model_is_one_that_a_run_makes():
-    form = source_of(code_cells(read_json(NOTEBOOK))[0])
+    form = source_of(code_cells(read_json(NOTEBOOK))[1])
     offered = re.search(r'variant = "(\w+)" #@param (\[.*?\])', form)
     assert offered[1] in json.loads(offered[2])
     recipe = "".join(source_of(cell) for cell in code_cells(read_json(ROOT/"nbs/09_compact.ipynb")))

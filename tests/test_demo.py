@@ -2,6 +2,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from fincompress.lib.run.stage import STAGES, stage_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT/"outputs/smoke"
+ELSEWHERE = 0.37  # macro-F1 of a compact model on a foreign set, invented
 COMPACT = ["compact_wide", "compact_narrow", "compact_tiny"]
 WATCHED = """
 import os
@@ -63,6 +65,9 @@ def run(folder):
     for part in ("checkpoints", "results", "stages"):
         shutil.copytree(SMOKE/part, folder/"run"/part)
     shutil.copy(SMOKE/"run.json", folder/"run")
+    columns = ["model", "role", "set", "macro_f1"]
+    foreign = [["compact_wide", "foreign test", "twitter", ELSEWHERE]]
+    pd.DataFrame(foreign, columns=columns).to_csv(folder/"run/results/world.csv", index=False)
     (folder/"run/checkpoints/student_ptq/model.safetensors").write_bytes(b"<b>damaged</b>")
     return folder/"run"
 
@@ -164,6 +169,17 @@ def test_an_answers_numbers_agree(opened):
         assert sum(shares) == pytest.approx(100, abs=0.3)
         assert row.locator(".label").inner_text().split("\n")[0] in largest
         assert float(row.locator(".ms").inner_text().split()[0]) > 0
+
+
+def test_scores_are_beside_the_models(opened):
+    "Macro-F1 on the own kind of text, and on text from elsewhere where it was measured."
+    page = opened(400)
+    ask(page, "Orders rose by a third.")
+    captions = page.locator("#answers .scores").all_inner_texts()
+    assert captions and all(re.match(r"\d\.\d\d here", caption) for caption in captions)
+    assert f"{ELSEWHERE:.2f} elsewhere" in "".join(captions)
+    assert "no choice has seen" in page.locator("#answers .hint").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
 def test_what_is_typed_stays_text(opened):

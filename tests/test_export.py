@@ -420,6 +420,62 @@ def test_a_compact_models_card_has_the_numbers_of_10_world(copied):
     assert card.count("| `teacher` |") == 1
 
 
+SETS = [
+    ["own_test", "test", 77, .80, .71, .89, .9], ["finentity", "foreign test", 50, .61, .5, .7, .8],
+    ["phrasebank", "foreign test", 60, .51, .4, .6, .7]]
+COLUMNS = ["set", "role", "sentences", "macro_f1", "macro_f1_low", "macro_f1_high", "direction"]
+
+
+def measured_elsewhere(run, variant):
+    "10_world has judged a checkpoint as it is."
+    write_csv(run/"results/world.csv", pd.DataFrame(SETS, columns=COLUMNS).assign(model=variant))
+    inputs = {f"checkpoints/{variant}/{name}": value
+              for name, value in read_info(run/"checkpoints"/variant)["files"].items()}
+    write_json(run/"stages/10_world.json", dict(inputs=inputs, summary={}))
+
+
+def test_the_card_has_both_numbers(copied, tmp_path):
+    measured_elsewhere(copied, "teacher")
+    folder = export(copied, "teacher", "onnx", tmp_path/"made")
+    card = card_of(folder)
+    assert "0.800 on its own kind of text, 0.560 on text from elsewhere" in card
+    assert "| foreign test | 50 | 0.610 (0.500 to 0.700) | 0.80 |" in card
+    assert "FinBERT was itself fine-tuned on PhraseBank. A score" in card
+    assert "fincompress classify --model made " in card
+    results = front_matter(folder)["model-index"][0]["results"]
+    assert {"finentity", "phrasebank"} <= {result["dataset"]["name"] for result in results}
+    assert "elsewhere" in card_of(export(copied, "student_ptq", "onnx", tmp_path/"other"))
+
+
+def test_numbers_from_elsewhere_of_another_checkpoint_are_left_out(copied, tmp_path):
+    measured_elsewhere(copied, "teacher")
+    record = json.loads((copied/"stages/10_world.json").read_text())
+    record["inputs"] = dict.fromkeys(record["inputs"], digest("another"))
+    write_json(copied/"stages/10_world.json", record)
+    card = card_of(export(copied, "teacher", "onnx", tmp_path/"made"))
+    assert "not measured on text from elsewhere" in card
+    assert "0.560" not in card
+
+
+def test_licences_of_labels_backbone_and_unlabelled_text(copied, tmp_path):
+    "MIT labels and MiniLM make Apache-2.0; text without a stated licence is named."
+    file = copied/"data/data_card.json"
+    licences = dict(licences=dict(phrasebank="MIT"), transfer_licences=dict(wires="none stated"))
+    write_json(file, json.loads(file.read_text()) | licences)
+    write_json(copied/"stages/01_teacher.json", dict(
+        parameters=dict(backbone="minilm"), summary={}))
+    folder = export(copied, "teacher", "onnx", tmp_path/"made")
+    assert front_matter(folder)["license"] == "apache-2.0"
+    assert "licence of its weights: Apache-2.0" in card_of(folder)
+    assert "**Use: Apache-2.0**" in card_of(folder)
+    assert "wires" not in card_of(folder)  # no transfer set taught the teacher
+    info = copied/"checkpoints/teacher/checkpoint_info.json"
+    distilled = dict(inputs={"data/transfer.csv": digest("sentences")})
+    write_json(info, json.loads(info.read_text()) | distilled)
+    card = card_of(export(copied, "teacher", "onnx", tmp_path/"other"))
+    assert "headlines without a stated licence (wires), no text of which is in the package" in card
+
+
 @pytest.mark.parametrize("variant, limit, value, words", [
     ("student_vanilla_kd", "LARGEST_DIFFERENCE", 0, "logit"),
     ("student_ptq", "LEAST_AGREEMENT", 1.01, "same label"),

@@ -6,14 +6,19 @@ import pandas as pd
 import pytest
 
 from fincompress.app.pages.readme import (
+    EXAMPLE,
     FIGURE,
     NO_RUN,
+    first_screen,
     readme,
     run_details,
     run_headline,
     stage_overview,
     write_readme,
 )
+from fincompress.lib.model.registry import display_name
+from fincompress.lib.onnx.packaged import DEFAULT_MODEL, MODELS, packaged_models
+from fincompress.lib.onnx.word_model import save_word_model
 from fincompress.lib.run.files import write_csv, write_json, write_text
 from fincompress.lib.run.source import project_root
 from fincompress.lib.run.stage import STAGES, stage_file
@@ -127,3 +132,87 @@ def test_a_run_that_has_not_finished_counts_as_none(run):
     assert run_headline(run) == NO_RUN
     write_json(run/"run.json", dict(profile="smoke", hardware={}, left_out=["10_world"]))
     assert "Left out: 10_world" in run_headline(run)
+
+
+# The first screen
+
+
+LICENCES = {"phrasebank": "CC BY-NC-SA 3.0, Malo et al. 2014", "fiqa": "FiQA 2018 challenge",
+            "finentity": "ODC-BY", "twitter": "MIT"}
+WORLD = [["test", "own_test", .8], ["seen source", "phrasebank", .9],
+         ["foreign validation", "finentity", .9], ["foreign test", "finentity", .6],
+         ["foreign test", "twitter", .5], ["foreign test", "phrasebank_fiqa", .1]]
+MEASURED = dict(bytes=4_400_000, licence="apache-2.0", here=.84, elsewhere=.71, worst=.55,
+                worst_set="fiqa", latency_ms=.3, times_faster=250., trained_on=["sentfin"])
+
+
+@pytest.fixture
+def packaged(tmp_path):
+    "A folder with the three packaged models, each of two words."
+    for name in MODELS:
+        save_word_model(tmp_path/"models"/name, {"fell": (2, 0, 0), "cut": (1, 0, 0)})
+        write_json(tmp_path/"models"/name/"measured.json", dict(name=name, **MEASURED))
+    return tmp_path/"models"
+
+
+def write_world(run):
+    "What 10_world found out about a compact model, and the licences of all sets."
+    table = pd.DataFrame(WORLD, columns=["role", "set", "macro_f1"])
+    write_csv(run/"results/world.csv", table.assign(model="compact_wide"))
+    write_json(run/"data/data_card.json", dict(synthetic=False, licences=LICENCES))
+
+
+def rows_of(text) -> list[list[str]]:
+    "The cells of the first table's rows."
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [line.strip("| ").split(" | ") for line in lines[2:]]
+
+
+def test_the_first_screen_is_a_command_and_one_table(generated):
+    "What comes before the first heading."
+    first = generated.split("\n## ")[0]
+    commands = first.split("```")[1]
+    assert commands.count("\n") == 3
+    assert "pip install" in commands and f'fincompress classify "{EXAMPLE}"' in commands
+    assert len(re.findall(r"^\|( ---+ \|)+$", first, re.M)) == 1
+    header = next(line for line in first.splitlines() if line.startswith("| Model"))
+    assert header.count(" | ") == 6
+    assert ("Its answer: **negative**" in first) == (DEFAULT_MODEL in packaged_models())
+
+
+def test_packaged_models_come_first_and_the_runs_are_not_packaged(run, packaged):
+    write_world(run)
+    text = first_screen(run, packaged)
+    assert "Its answer: **negative** (negative 0.91" in text
+    assert f"by `{DEFAULT_MODEL}`" in text
+    rows = rows_of(text)
+    assert [row[-1] for row in rows] == ["Apache-2.0"]*3 + ["not for commercial use"]
+    assert rows[0][4:6] == ["0.840", f"0.710 (0.550, {display_name('fiqa')})"]
+    assert rows[3][0] == "**Compact, wide**"
+    assert rows[3][4:6] == ["0.800", f"0.550 (0.500, {display_name('twitter')})"]
+    assert "not measured on text from elsewhere" not in text
+    assert "are not packaged" in text and "PhraseBank" in text
+
+
+def test_without_packaged_models_the_table_is_the_runs(run, tmp_path):
+    write_json(run/"data/data_card.json", dict(synthetic=False, licences=LICENCES))
+    text = first_screen(run, tmp_path/"none")
+    assert "Its answer" not in text
+    (row,) = rows_of(text)
+    assert row[-3:] == ["0.800", "not measured", "not for commercial use"]
+    assert "not measured on text from elsewhere" in text
+
+
+def test_without_a_run_the_packaged_models_are_there(tmp_path, packaged):
+    text = first_screen(tmp_path/"no run", packaged)
+    assert len(rows_of(text)) == 3
+    assert NO_RUN in text and "not packaged" not in text
+
+
+def test_the_comparison_has_both_numbers(run):
+    assert "not measured on text from elsewhere" in run_headline(run)
+    write_world(run)
+    headline = run_headline(run)
+    worst = display_name("twitter")
+    assert f"| 0.800 (0.700 to 0.900) | 0.550 (0.500, {worst}) |" in headline
+    assert "mean macro-F1 over " in headline

@@ -13,8 +13,16 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from fincompress.app.pages.notebook_html import mathml
 from fincompress.app.pages.report import write_report
-from fincompress.app.results import bold, compact_table, floor_sentence, results_table
+from fincompress.app.results import (
+    ELSEWHERE,
+    HERE,
+    bold,
+    compact_table,
+    floor_sentence,
+    results_table,
+)
 from fincompress.app.study.pipeline import execute_notebook
+from fincompress.lib.model.registry import display_name
 from fincompress.lib.run.files import RunError, read_json, write_csv, write_json
 from fincompress.lib.run.source import project_root
 from fincompress.lib.run.stage import STAGES, stage_file
@@ -193,10 +201,33 @@ def test_results_are_the_files_own(run):
     assert table["Times smaller"][2] == "6.0" and table["Times faster"][2] == "5.0"
     compact = compact_table(run)
     assert compact.Model.tolist()[0] == "Compact, tiny"  # the fastest
-    assert compact["Macro-F1 on test (95% interval)"].tolist()[-1] == "–"
+    assert compact[f"{HERE} (95% interval)"].tolist()[-1] == "–"
+    assert compact[ELSEWHERE].tolist() == ["not measured"]*3 + ["–"]
     said = floor_sentence(run)
     clear = "whole interval of the paired difference: Student, PTQ int8; Compact, wide; Compact,"
     assert clear in said and "Not above it: Student, QAT int8." in said
+
+
+def test_both_numbers_on_the_first_page(run):
+    assert "not measured on text from elsewhere" in first_page(report(run))
+    rows = [["compact_wide", "test", "own_test", .88],
+            ["compact_wide", "foreign test", "finentity", .61],
+            ["compact_wide", "foreign test", "twitter", .51],
+            ["compact_wide", "foreign test", "phrasebank_fiqa", .9],
+            ["packaged_wide", "foreign test", "phrasebank", .7]]
+    columns = ["model", "role", "set", "macro_f1"]
+    write_csv(run/"results/world.csv", pd.DataFrame(rows, columns=columns))
+    write_json(run/"data/data_card.json", dict(
+        synthetic=False, missing=dict(semeval_headlines="no <file>"),
+        licences=dict(phrasebank="CC BY-NC-SA 3.0", twitter="MIT", finentity="ODC-BY")))
+    text = first_page(report(run))
+    elsewhere = f"0.560 (0.510, {display_name('twitter')})"
+    cells = ("0.880 (0.850 to 0.910)", elsewhere, "not for commercial use")
+    assert "</td><td>".join(cells) in text
+    assert "not measured on text from elsewhere" not in text
+    assert "(no &lt;file&gt;)" in text
+    assert compact_table(run)[ELSEWHERE].tolist() == [
+        "not measured", elsewhere, "not measured", "–"]
 
 
 def test_several_seeds(run):

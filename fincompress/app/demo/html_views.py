@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PALE', 'RESULT_FILES', 'class_shares', 'answer_row', 'answers_html', 'word_view', 'words_html', 'figure_html',
-           'study_figure', 'compact_figure', 'Benchmark', 'file_stamps', 'benchmark_as_of', 'benchmark_view']
+           'study_figure', 'compact_figure', 'Benchmark', 'file_stamps', 'benchmark_as_of', 'benchmark_view',
+           'captions_as_of', 'captions_view']
 
 # %% ../../../nbs/app/demo/html_views.ipynb #0c994a25
 import base64
@@ -15,7 +16,15 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from ..results import compact_table, floor_sentence, results_table
+from fincompress.app.results import (
+    TABLES,
+    WORLD,
+    compact_table,
+    elsewhere_sentence,
+    floor_sentence,
+    results_table,
+    score_captions,
+)
 from ..templates import render
 from ...lib.measure.metrics import pareto_front
 from ...lib.model.registry import colour_of, display_name
@@ -31,22 +40,28 @@ def class_shares(chances) -> list[dict]: # `chances`: [3]; keys: label, share, c
 
 def answer_row(
     answer:dict, # of `ask`
-    teacher_label:str|None # None: the teacher was not asked
+    teacher_label:str|None, # None: the teacher was not asked
+    captions:dict # model → its scores as a text
 ) -> dict:
     "What the template shows of a model's answer."
     return answer | dict(
+        caption=captions.get(answer["variant"]),
         name=display_name(answer["variant"]),
         shares=class_shares(answer["probabilities"]),
         unlike_teacher=teacher_label not in (None, answer["label"]))
 
 def answers_html(
     text:str,
-    answers # of `ask`
+    answers, # of `ask`
+    captions=None # model → its scores as a text; None: there are none
 ) -> str:
     "What each model says about a sentence."
+    captions = captions or {}
     labels = {answer["variant"]: answer["label"] for answer in answers}
-    rows = [answer_row(answer, labels.get("teacher")) for answer in answers]
-    return render("demo_answers.html.j2", text=text, answers=rows)
+    rows = [answer_row(answer, labels.get("teacher"), captions) for answer in answers]
+    has_elsewhere = any("elsewhere" in caption for caption in captions.values())
+    return render("demo_answers.html.j2", text=text, answers=rows, has_scores=bool(captions),
+                  has_elsewhere=has_elsewhere)
 
 # %% ../../../nbs/app/demo/html_views.ipynb #65da51a2
 PALE = 0.05 # an effect this small never gets the strongest colour, even if it is the largest
@@ -104,7 +119,7 @@ def compact_figure(run_dir) -> str: # HTML
     return figure_html(score_by_latency(table), text)
 
 # %% ../../../nbs/app/demo/html_views.ipynb #1f453b7d
-RESULT_FILES = ("benchmark_results.csv", "compact_results.csv")
+RESULT_FILES = (*TABLES.values(), WORLD)
 
 class Benchmark(NamedTuple):
     "What the page shows of a run's results; None where the run has none."
@@ -112,11 +127,12 @@ class Benchmark(NamedTuple):
     floor: str = ""
     study_figure: str|None = None # HTML
     compact: pd.DataFrame|None = None
+    elsewhere: str = ""
     compact_figure: str|None = None # HTML
 
 def file_stamps(run_dir) -> tuple: # an int for each of `RESULT_FILES`, None where there is none
     "When the files of the results were written."
-    files = [Path(run_dir)/"results"/name for name in RESULT_FILES]
+    files = [Path(run_dir)/name for name in RESULT_FILES]
     return tuple(file.stat().st_mtime_ns if file.exists() else None for file in files)
 
 @lru_cache(8)
@@ -125,16 +141,29 @@ def benchmark_as_of(
     stamps:tuple # of `file_stamps`
 ) -> Benchmark:
     "Tables and figures of the results."
-    study, compact = stamps
+    study, compact, _ = stamps
     parts = Benchmark()
     if study is not None:
         parts = parts._replace(study=results_table(run_dir), floor=floor_sentence(run_dir),
                                study_figure=study_figure(run_dir))
     if compact is not None:
         parts = parts._replace(compact=compact_table(run_dir),
+                               elsewhere=elsewhere_sentence(run_dir),
                                compact_figure=compact_figure(run_dir))
     return parts
 
 def benchmark_view(run_dir) -> Benchmark:
     "The benchmark as the run's files have it now."
     return benchmark_as_of(str(run_dir), file_stamps(run_dir))
+
+@lru_cache(8)
+def captions_as_of(
+    run_dir:str,
+    stamps:tuple # of `file_stamps`
+) -> dict[str, str]: # model → text
+    "The models' scores, here and elsewhere."
+    return score_captions(run_dir)
+
+def captions_view(run_dir) -> dict[str, str]: # model → text
+    "The models' scores as the run's files have them now."
+    return captions_as_of(str(run_dir), file_stamps(run_dir))

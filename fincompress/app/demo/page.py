@@ -16,7 +16,12 @@ from pathlib import Path
 
 import gradio as gr
 
-from .html_views import answers_html, benchmark_view, words_html
+from fincompress.app.demo.html_views import (
+    answers_html,
+    benchmark_view,
+    captions_view,
+    words_html,
+)
 from fincompress.app.demo.inputs import (
     COLUMN_NAMES,
     PASTE,
@@ -35,8 +40,8 @@ from fincompress.app.demo.models import (
     word_effects,
 )
 from .server import launch
-from ..deploy.card import limits, without_folders
-from ..results import notes
+from ..deploy.card import limits
+from ..results import notes, without_folders
 from ..templates import render
 from ...lib.model.registry import display_name
 from ...lib.run.checkpoint import LABELS
@@ -56,9 +61,11 @@ def shown_errors(action):
 class Actions:
     "What the page does with the models of a run."
     def __init__(self,
-        models:dict # of `open_models`
+        models:dict, # of `open_models`
+        run_dir # with the models' scores
     ):
         self.models = models
+        self.run_dir = run_dir
 
     def compare(self, text:str, names:list[str]) -> str: # HTML
         "What the chosen models say about a sentence."
@@ -66,7 +73,7 @@ class Actions:
         if not names:
             raise RunError("No model is chosen: tick at least one.")
         chosen = [model for name, model in self.models.items() if name in names]
-        return answers_html(text, ask(chosen, text))
+        return answers_html(text, ask(chosen, text), captions_view(self.run_dir))
 
     def explain(self, text:str, name:str) -> str: # HTML
         "The words that a model's answer depends on."
@@ -228,7 +235,7 @@ def benchmark_tab() -> list: # of components, in the order of `benchmark_updates
                 result_table("The study's variants"), gr.Markdown(visible=False),
                 gr.HTML(visible=False),
                 result_table("The compact models and their alternatives"),
-                gr.HTML(visible=False)]
+                gr.Markdown(visible=False), gr.HTML(visible=False)]
 
 def benchmark_updates(run_dir) -> list:
     "The results as the run's files have them now."
@@ -238,6 +245,7 @@ def benchmark_updates(run_dir) -> list:
             gr.Markdown(view.floor, visible=bool(view.floor)),
             gr.HTML(view.study_figure, visible=view.study_figure is not None),
             table_update(view.compact),
+            gr.Markdown(view.elsewhere, visible=bool(view.elsewhere)),
             gr.HTML(view.compact_figure, visible=view.compact_figure is not None)]
 
 # %% ../../../nbs/app/demo/page.ipynb #1f02dfdf
@@ -254,7 +262,7 @@ def demo_page(
 ): # a gr.Blocks
     "The demo of a run."
     models, refused = open_models(run_dir, names)
-    actions = Actions(models)
+    actions = Actions(models, run_dir)
     with gr.Blocks(title="FinCompress", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         page_heading(run_dir, refused)
         with gr.Tab("Sentence"):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUESTION', 'notebook_file', 'cell_problem', 'unfinished_cell', 'stage_problem', 'check_complete', 'parameter_rows',
-           'parameter_table', 'executed_stage', 'folded_parameters', 'results_html', 'first_page', 'without_links',
+           'parameter_table', 'executed_stage', 'folded_parameters', 'results_html', 'first_page', 'without_anchors',
            'report_part', 'machine_folders', 'code_colours', 'write_report']
 
 # %% ../../../nbs/app/pages/report.ipynb #ef3d5527
@@ -25,6 +25,7 @@ from fincompress.app.results import (
     choice_sentence,
     claims_table,
     compact_table,
+    elsewhere_sentence,
     floor_sentence,
     left_out,
     notes,
@@ -140,6 +141,7 @@ def first_page(run_dir) -> str: # HTML
         "report_first.html.j2",
         choice=choice_sentence(run_dir, bold),
         compact=results_html(compact_table(run_dir, bold)),
+        elsewhere=elsewhere_sentence(run_dir),
         study=results_html(results_table(run_dir, bold)),
         floor=floor_sentence(run_dir),
         seeds=results_html(seeds_table(run_dir)),
@@ -154,14 +156,14 @@ def first_page(run_dir) -> str: # HTML
 QUESTION = ("How far can a FinBERT-style sentiment classifier be compressed for CPU inference, "
             "what does each technique cost, and which small model is the best?")
 
-def without_links(text:str) -> str: # HTML
+def without_anchors(text:str) -> str: # HTML
     "A heading's words, for a list of links."
     return re.sub(r"</?a\b[^>]*>", "", text)
 
 def report_part(run_dir, stage:str, folders) -> dict: # keys: stage, title, sections, body
     "One stage's notebook in the report, with what the contents list says of it."
     body, headings = notebook_part(executed_stage(run_dir, stage, folders), stage)
-    texts = [(level, anchor, Markup(without_links(text))) for level, anchor, text in headings]
+    texts = [(level, anchor, Markup(without_anchors(text))) for level, anchor, text in headings]
     titles = [text for level, _, text in texts if level == 1]
     sections = [(anchor, text) for level, anchor, text in texts if level == 2]
     return dict(stage=stage, title=titles[0] if titles else stage, sections=sections,

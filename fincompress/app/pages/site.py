@@ -7,7 +7,7 @@ __all__ = ['CODE_OR_HEADING', 'WEB_PICTURE', 'FILE_LINK', 'NAME', 'BADGE', 'EMPT
            'GUIDES', 'PRODUCT', 'skip_stage_cells', 'run_cells', 'with_outputs', 'settings', 'repository',
            'linked_file', 'link', 'name_link', 'linked', 'exported_module', 'page_title', 'colab_badge', 'signpost',
            'with_signpost', 'defined_names', 'reference_cells', 'page_code', 'page', 'toctree', 'page_row',
-           'room_names', 'room_words', 'write_room', 'write_floor', 'write_reference', 'write_run_page',
+           'room_names', 'room_words', 'write_room', 'write_floor', 'write_reference', 'run_page', 'write_run_page',
            'notebook_places', 'executed_notebooks', 'guide_names', 'stage_entries', 'front_page', 'write_pages',
            'run_of_site', 'run_sphinx', 'build_site']
 
@@ -32,10 +32,16 @@ from fincompress.app.pages.notebook_html import (
     readable,
     without_paths,
 )
-from .readme import readme
+from .readme import pipe_table, readme
 from .report import check_complete, executed_stage, machine_folders
 from .sphinx_hooks import definitions, full_name
-from ..results import run_facts, stages_of
+from fincompress.app.results import (
+    bold,
+    elsewhere_sentence,
+    run_facts,
+    scores_table,
+    stages_of,
+)
 from ..study.pipeline import kernel_environment, own_kernel
 from ..templates import render
 from ...lib.run.files import RunError, digest, file_digest, write_text
@@ -335,12 +341,19 @@ def write_reference(modules:dict, notebooks:dict, source:Path): # `modules`: nam
                   toctree=toctree(names))
     write_text(source/"api/index.md", text)
 
-def write_run_page(run_dir:Path|None, source:Path, root:Path): # None: there is no run
-    "The page about the reference run: the report, when and where it was made, its tables."
-    facts = run_facts(run_dir) if run_dir else {}
-    files = sorted((run_dir/"results").glob("*.csv")) if run_dir else []
+def run_page(run_dir:Path, root:Path) -> str: # Markdown
+    "The page about a run: report, scores here and elsewhere, when and where it was made, tables."
+    files = sorted((run_dir/"results").glob("*.csv"))
     tables = [(file.name, repository(root, file.relative_to(root))) for file in files]
-    write_text(source/"run.md", render("site_run.md.j2", facts=facts, tables=tables))
+    scores = scores_table(run_dir, bold)
+    return render("site_run.md.j2", facts=run_facts(run_dir), tables=tables,
+                  scores=None if scores is None else pipe_table(scores),
+                  elsewhere=elsewhere_sentence(run_dir))
+
+def write_run_page(run_dir:Path|None, source:Path, root:Path): # None: there is no run
+    "Write the page about the reference run, or that there is none."
+    text = run_page(run_dir, root) if run_dir else render("site_run.md.j2", facts={})
+    write_text(source/"run.md", text)
 
 # %% ../../../nbs/app/pages/site.ipynb #be6e6ced
 def notebook_places(root:Path) -> list[Path]: # below nbs
