@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['NEGATIVE', 'NEUTRAL', 'POSITIVE', 'TEMPERATURES', 'OWN_TEST', 'POOLED', 'ROLES', 'OWN', 'SEEN', 'FOREIGN_VALIDATION',
-           'FOREIGN_TEST', 'WORLD_COLUMNS', 'NO_FOREIGN_SET', 'direction', 'separation', 'best_temperature', 'recalls',
-           'set_row', 'parts_by_source', 'pooled_parts', 'labelled_sets', 'world_table', 'foreign_tests',
-           'here_and_elsewhere', 'calibration_here_and_elsewhere', 'by_set', 'elsewhere_in_words', 'missing_in_words']
+           'FOREIGN_TEST', 'WORLD_COLUMNS', 'FLOOR_MODEL', 'NO_FOREIGN_SET', 'direction', 'separation',
+           'best_temperature', 'recalls', 'set_row', 'parts_by_source', 'pooled_parts', 'labelled_sets', 'from_floor',
+           'world_table', 'foreign_tests', 'here_and_elsewhere', 'calibration_here_and_elsewhere', 'by_set',
+           'elsewhere_in_words', 'missing_in_words']
 
 # %% ../../../nbs/lib/measure/foreign.ipynb #2c0a6437
 import numpy as np
@@ -19,6 +20,7 @@ from fincompress.lib.measure.metrics import (
     CLASSES,
     bootstrap_interval,
     expected_calibration_error,
+    paired_difference,
     predicted,
     probabilities,
     scores,
@@ -155,10 +157,26 @@ WORLD_COLUMNS = (
     "model set role sentences macro_f1 macro_f1_low macro_f1_high accuracy "
     "expected_calibration_error direction auc_polar recall_negative recall_neutral "
     "recall_positive share_neutral true_share_neutral seed temperature "
-    "expected_calibration_error_calibrated").split()
+    "expected_calibration_error_calibrated delta_macro_f1_vs_floor delta_macro_f1_vs_floor_low "
+    "delta_macro_f1_vs_floor_high").split()
+FLOOR_MODEL = "baseline_tfidf"
+
+def from_floor(
+    labels, # true classes [n]
+    logits, # the model's [n, 3]
+    floor, # the linear model's [n, 3]
+    samples:int, # resamples of the bootstrap
+    seed:int # of the bootstrap
+) -> dict: # column → value
+    "The paired difference from the linear model on a set."
+    found = paired_difference(labels, predicted(logits), predicted(floor), samples, seed)
+    return dict(
+        delta_macro_f1_vs_floor=found["delta"],
+        delta_macro_f1_vs_floor_low=found["low"],
+        delta_macro_f1_vs_floor_high=found["high"])
 
 def world_table(
-    logits:dict, # model → its logits on test, then on the foreign sentences [n + m, 3]
+    logits:dict, # model → its logits on test, then on foreign sentences [n + m, 3]; the floor too
     test, # DataFrame [n]: text, label, source
     foreign, # DataFrame [m]: text, label, source, role; may be empty
     temperatures:dict, # model → of `best_temperature`
@@ -171,9 +189,10 @@ def world_table(
     rows = []
     for model, own in logits.items():
         for name, role, frame in labelled_sets(test, foreign, learned_from.get(model)):
-            measured = set_row(frame.label, own[frame.index], temperatures[model], samples,
-                               seed, bins)
-            rows.append(dict(model=model, set=name, role=role, **measured))
+            labels, each = frame.label, own[frame.index]
+            measured = set_row(labels, each, temperatures[model], samples, seed, bins)
+            difference = from_floor(labels, each, logits[FLOOR_MODEL][frame.index], samples, seed)
+            rows.append(dict(model=model, set=name, role=role, **measured, **difference))
     return pd.DataFrame(rows, columns=WORLD_COLUMNS)
 
 # %% ../../../nbs/lib/measure/foreign.ipynb #9ffc7940
