@@ -17,7 +17,8 @@ import pytest
 
 from fincompress import Classifier
 from fincompress.app.deploy import package
-from fincompress.app.deploy.package import LARGEST, is_permissive, package_models
+from fincompress.app.deploy.package import LARGEST, package_models
+from fincompress.app.licences import is_permissive
 from fincompress.app.use.classifier import MODEL_FILES
 from fincompress.lib.onnx.packaged import MODELS, read_measured
 from fincompress.lib.onnx.word_model import save_word_model

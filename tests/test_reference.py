@@ -1,6 +1,6 @@
-"""The committed reference run is complete and small.
+"""The committed runs, `reference` and `package`, are complete and small.
 
-It holds no weights, no sentence of the data sets, and no path of the machine that made it."""
+They hold no weights, no sentence of the data sets, and no path of the machine that made them."""
 import csv
 import hashlib
 import html
@@ -13,102 +13,143 @@ import pytest
 from fincompress.lib.run.stage import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
-REFERENCE = ROOT/"outputs"/"reference"
-DATA = ROOT/"original_data"  # a folder, or a link to one, with the original files
+RUNS = {name: ROOT/"outputs"/name for name in ("reference", "package")}
+DATA = ROOT/"original_data"  # a folder, or a link to one, with the original data files
 COMPACT = ("compact_wide", "compact_narrow", "compact_tiny")
+STUDY_ALONE = STAGES[2:9]  # what the package run leaves out
 TEXTS = (".json", ".ipynb", ".html", ".csv")
 
-pytestmark = pytest.mark.skipif(
-    not (REFERENCE/"run.json").exists(), reason="no reference run is committed yet")
+
+@pytest.fixture(params=RUNS)
+def run(request) -> Path:
+    "The directory of a committed run."
+    return one_run(request.param)
 
 
-def committed() -> list[Path]:
-    "The reference run's files, without those that are never committed."
+def one_run(name: str) -> Path:
+    if not (RUNS[name]/"run.json").exists():
+        pytest.skip(f"no run {name} is committed yet")
+    return RUNS[name]
+
+
+@pytest.fixture
+def reference() -> Path:
+    return one_run("reference")
+
+
+@pytest.fixture
+def package() -> Path:
+    return one_run("package")
+
+
+def committed(run) -> list[Path]:
+    "A run's files, without those that are never committed."
     never = re.compile(r"data/.*\.csv$|unfinished/|\.lock$"
                        r"|checkpoints/[^/]+/(?!checkpoint_info\.json)")
-    files = [p for p in sorted(REFERENCE.rglob("*")) if p.is_file()]
-    return [p for p in files if not never.search(p.relative_to(REFERENCE).as_posix())]
+    files = [p for p in sorted(run.rglob("*")) if p.is_file()]
+    return [p for p in files if not never.search(p.relative_to(run).as_posix())]
 
 
 def text_of(path: Path) -> str:
     return html.unescape(path.read_text(encoding="utf-8"))
 
 
-def records() -> dict[str, dict]:
-    return {s: json.loads((REFERENCE/f"stages/{s}.json").read_text()) for s in STAGES}
+def stages_in(run) -> list[str]:
+    return [s for s in STAGES if run.name == "reference" or s not in STUDY_ALONE]
 
 
-def table(name: str) -> dict[str, dict]:
+def records(run) -> dict[str, dict]:
+    return {s: json.loads((run/f"stages/{s}.json").read_text()) for s in stages_in(run)}
+
+
+def table(run, name: str) -> dict[str, dict]:
     "A table of results by variant."
-    with open(REFERENCE/f"results/{name}.csv") as file:
+    with open(run/f"results/{name}.csv") as file:
         return {row["variant"]: row for row in csv.DictReader(file)}
 
 
-def test_it_is_complete_and_small():
-    names = {p.relative_to(REFERENCE).as_posix() for p in committed()}
+def test_it_is_complete_and_small(run):
+    names = {p.relative_to(run).as_posix() for p in committed(run)}
     assert {"run.json", "report.html", "data/data_card.json"} <= names
-    results = ("benchmark_results.csv", "compact_results.csv", "claims.csv", "latency_raw.json")
+    results = ["compact_results.csv", "ablation.csv"]
+    if run.name == "reference":
+        results += ["benchmark_results.csv", "claims.csv", "latency_raw.json"]
     assert {f"results/{name}" for name in results} <= names
-    assert {f"stages/{s}.json" for s in STAGES} <= names
-    assert {f"notebooks/{s}.ipynb" for s in STAGES} <= names
+    assert {f"stages/{s}.json" for s in stages_in(run)} <= names
+    assert {f"notebooks/{s}.ipynb" for s in stages_in(run)} <= names
     assert not [n for n in names if n.endswith((".safetensors", ".bin", ".pt", ".onnx"))]
-    assert sum(p.stat().st_size for p in committed()) < 15e6
+    assert sum(p.stat().st_size for p in committed(run)) < 15e6
 
 
-def test_its_stages_fit_together():
+def test_its_stages_fit_together(run):
     "Every input of a stage is the output of an earlier one: nothing was patched in between."
     published = "profiles/published.yaml" # the published study's figures, as they are now
     made = {published: hashlib.sha256((ROOT/published).read_bytes()).hexdigest()}
-    for stage, record in records().items():
+    for stage, record in records(run).items():
         for path, digest in record["inputs"].items():
-            assert path in made or stage == "00_data", (stage, path)
+            outside = stage == "00_data" or path.startswith("fincompress/models/")
+            assert path in made or outside, (stage, path)
             assert made.get(path, digest) == digest, (stage, path)
         made |= record["outputs"]
 
 
-def test_its_files_are_those_that_the_stages_published():
-    for record in records().values():
+def test_its_files_are_those_that_the_stages_published(run):
+    for record in records(run).values():
         for path, digest in record["outputs"].items():
-            file = REFERENCE/path
+            file = run/path
             if file.exists():
                 assert hashlib.sha256(file.read_bytes()).hexdigest() == digest, path
 
 
-def test_every_table_begins_with_the_floor():
-    for name, least in (("benchmark_results", 9), ("compact_results", 8)):
-        variants = [*table(name)]
+def test_every_table_begins_with_the_floor(run):
+    tables = {"compact_results": 8}
+    if run.name == "reference":
+        tables["benchmark_results"] = 9
+    for name, least in tables.items():
+        variants = [*table(run, name)]
         assert variants[0] == "baseline_tfidf" and len(variants) >= least
 
 
-def test_no_path_of_a_machine():
+def test_no_path_of_a_machine(run):
     paths = re.compile(r"(?<![\w.])/(?:work|tmp|root|home|Users)/")
-    for path in committed():
+    for path in committed(run):
         if path.suffix in TEXTS:
             assert not paths.search(text_of(path)), path
 
 
-def test_no_sentence_of_the_data_sets():
+def sentence_starts() -> set[str]:
+    "The beginnings of all sentences of the data sets, those long enough to be told apart."
+    from fincompress.lib.text.published import PUBLISHED
+    from fincompress.lib.text.sources import Reading, read_sources
+    import pandas as pd
+    texts = read_sources([*PUBLISHED], Reading(str(DATA))).text.tolist()
+    for file in (DATA/"unlabelled").glob("*.csv"):
+        texts += pd.read_csv(file, keep_default_na=False).text.tolist()
+    starts = {text.strip()[:40] for text in texts}
+    return {start for start in starts if len(start) == 40}
+
+
+def test_no_sentence_of_the_data_sets(run):
     if not DATA.exists():
         pytest.skip("the original data files are not here: link their folder at original_data")
-    from fincompress.data import read_folder
-    texts = {s.strip() for s in read_folder(DATA, 0.1).text}
-    starts = {s[:40] for s in texts if len(s) >= 40}
+    starts = sentence_starts()
     assert len(starts) > 1000
     picture = re.compile(r"data:image/png;base64,[^\"']*|\"image/png\": \"[^\"]*\"")
-    for path in committed():
-        if path.suffix in TEXTS and path.name != "latency_raw.json":
+    for path in committed(run):
+        if path.suffix in TEXTS and not path.name.endswith("latency_raw.json"):
             text = picture.sub("", text_of(path)).replace('\\"', '"')
-            assert not [s for s in starts if s in text], path
+            found = [i for i in range(len(text)) if text[i:i + 40] in starts]
+            assert not found, path
 
 
-def test_compact_models_keep_what_the_teacher_knows():
-    results = table("compact_results")
+def test_compact_models_keep_what_the_teacher_knows(reference):
+    results = table(reference, "compact_results")
     lost = {name: -float(results[name]["delta_macro_f1_vs_teacher"]) for name in COMPACT}
     assert lost["compact_wide"] <= 0.010 and lost["compact_narrow"] <= 0.025
 
 
-def test_compact_models_are_small():
-    with open(REFERENCE/"results/compact_steps.csv") as file:
+def test_compact_models_are_small(run):
+    with open(run/"results/compact_steps.csv") as file:
         steps = [row for row in csv.DictReader(file) if row["step"] == "int8, ONNX"]
     sizes = {row["variant"]: int(row["model_bytes"]) for row in steps}
     largest = dict(compact_wide=12.5e6, compact_narrow=4.6e6, compact_tiny=2.5e6)
@@ -117,7 +158,52 @@ def test_compact_models_are_small():
 
 
 @pytest.mark.parametrize("variant", ["compact_wide", "compact_narrow"])
-def test_compact_models_are_clearly_above_what_is_cheaper(variant):
-    row = table("compact_results")[variant]
+def test_compact_models_are_clearly_above_what_is_cheaper(variant, reference):
+    row = table(reference, "compact_results")[variant]
     assert float(row["delta_macro_f1_vs_floor_low"]) > 0
     assert float(row["delta_macro_f1_vs_static_low"]) > 0
+
+
+# The packaged models, here and elsewhere
+
+
+LEAST = {"sentfin": 0.85, "twitter": 0.82, "finentity": 0.76, "phrasebank_fiqa": 0.75}
+LEAST_DIRECTION = {"sentfin": 0.95, "twitter": 0.92, "finentity": 0.94, "phrasebank_fiqa": 0.88,
+                   "semeval_headlines": 0.81}
+POOLED = ("own_test", "phrasebank_fiqa")
+
+
+def on_tests(run, model: str, column: str) -> dict[str, float]:
+    "One measure of a model on each set, without those for foreign validation."
+    with open(run/"results/world.csv") as file:
+        return {row["set"]: float(row[column]) for row in csv.DictReader(file)
+                if row["model"] == model and row["role"] != "foreign validation"}
+
+
+def lost_points(run, model: str, against: str) -> dict[str, float]:
+    "By how much a model is behind another on each single set."
+    own = on_tests(run, model, "macro_f1")
+    other = on_tests(run, against, "macro_f1")
+    return {name: 100*(other[name] - own[name]) for name in own if name not in POOLED}
+
+
+def test_the_narrow_model_holds_elsewhere(package):
+    found = on_tests(package, "compact_narrow", "macro_f1")
+    assert all(found[name] >= least for name, least in LEAST.items()), found
+
+
+def test_the_narrow_model_tells_gains_from_losses(package):
+    found = on_tests(package, "compact_narrow", "direction")
+    assert all(found[name] >= least for name, least in LEAST_DIRECTION.items()), found
+
+
+@pytest.mark.parametrize(("model", "against", "mean", "most"), [
+    ("compact_tiny", "compact_narrow", 2, 4), ("compact_wide", "teacher", 1, 3)])
+def test_a_smaller_model_loses_little(package, model, against, mean, most):
+    lost = lost_points(package, model, against)
+    assert sum(lost.values())/len(lost) <= mean and max(lost.values()) <= most, lost
+
+
+def test_the_tiny_model_is_above_the_linear_one_everywhere(package):
+    low = on_tests(package, "compact_tiny", "delta_macro_f1_vs_floor_low")
+    assert all(value > 0 for value in low.values()), low
