@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['settled_label', 'clean', 'comparable', 'refuse_contained', 'transfer_text', 'near_duplicate_groups', 'check_enough',
-           'stratified_parts', 'grouped_parts', 'split_sentences', 'with_own_tests', 'grammar_rows', 'read_foreign',
+           'stratified_parts', 'grouped_parts', 'split_sentences', 'with_own_tests', 'grammar_rows', 'read_available',
            'without_overlap', 'foreign_roles', 'leakage_audit', 'read_split', 'sentences']
 
 # %% ../nbs/00_data.ipynb #c4e86129
@@ -148,19 +148,23 @@ def split_sentences(
 def with_own_tests(
     table:pd.DataFrame, # text, label, source: for training and validation
     tests:pd.DataFrame, # text, label, source
-    val_share:float, # of each source
+    val_share:float, test_share:float, # of each source
     seed:int
 ) -> pd.DataFrame: # both, with the column split; without sentences of `table` that are tests
-    "A split whose test sentences are given."
+    "A split by source; the test sentences of some sources are given."
     known = {*tests.text.map(comparable)}
     kept = table[~table.text.map(comparable).isin(known)].assign(split="train")
     for source in kept.source.unique():
         part = kept[kept.source == source]
+        if source not in {*tests.source}:
+            kept.loc[part.index, "split"] = split_sentences(part, val_share, test_share, seed)
+            continue
         check_enough(part.label, least=3)
         _, val = train_test_split(part.index, test_size=val_share, stratify=part.label,
                                   random_state=seed)
         kept.loc[val, "split"] = "val"
-    return pd.concat([kept, tests.assign(split="test")], ignore_index=True)
+    together = pd.concat([kept, tests.assign(split="test")], ignore_index=True)
+    return together.astype({"label": int})
 
 def grammar_rows(count:int, seed:int) -> pd.DataFrame: # text, label, source, split
     "Sentences of the bundled grammar, for training alone."
@@ -168,11 +172,11 @@ def grammar_rows(count:int, seed:int) -> pd.DataFrame: # text, label, source, sp
     return rows.assign(source="grammar", split="train")
 
 # %% ../nbs/00_data.ipynb #ef30a7fd
-def read_foreign(
+def read_available(
     names, # of published data sets, files, or data sets on the Hub
     reading:Reading
 ) -> tuple[pd.DataFrame, dict]: # (text, label, source; name → why it is missing)
-    "Labelled sentences of other sources, as far as they can be had."
+    "Labelled sentences of several sources, as far as they can be had."
     parts = [pd.DataFrame(dict(text=[], label=[], source=[]), dtype=object)]
     missing = {}
     for name in as_names(names):

@@ -163,7 +163,7 @@ def figure_text(value:float, measure:str, unit:bool=True) -> str: # "" where the
     "A figure of a claim as people read it."
     if pd.isna(value): return ""
     if measure == "macro_f1":
-        return f"{100*value:+.1f}{' points' if unit else ''}"
+        return f"{100*value:+z.1f}{' points' if unit else ''}"
     return f"{value:.2f}×"
 
 def claims_in_words(claims) -> pd.DataFrame: # of texts; `claims`: of `judged_claims`

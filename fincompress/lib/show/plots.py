@@ -93,15 +93,16 @@ def token_lengths(
 @styled
 def learning_curves(
     histories:dict, # name → DataFrame with `epoch` and `val_macro_f1`, as `fit` returns it
-    floor:float=None # the linear model's score
+    floor:float=None, # the linear model's score
+    averaged:bool=False # whether the last epoch's average is kept, and not the best epoch
 ):
-    "Score of one or several trainings by epoch; the large point is the best epoch."
+    "Score of one or several trainings by epoch; the large point is the epoch that is kept."
     figure, ax = plt.subplots(figsize=(7, 3.1))
     ends = {}
     for (name, history), colour in zip(histories.items(), colours(histories)):
-        best = history.loc[history.val_macro_f1.idxmax()]
+        kept = history.iloc[-1] if averaged else history.loc[history.val_macro_f1.idxmax()]
         score_points(ax, history.epoch, history, colour, markersize=3.5, alpha=0.8)
-        ax.plot(best.epoch, best.val_macro_f1, "o", color=colour, markersize=7)
+        ax.plot(kept.epoch, kept.val_macro_f1, "o", color=colour, markersize=7)
         ends[display_name(name)] = (history.val_macro_f1.iloc[-1], colour)
     label_ends(ax, ends | score_line(ax, floor, FLOOR))
     epoch_axis(ax, max(history.epoch.max() for history in histories.values()))
