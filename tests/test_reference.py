@@ -119,9 +119,10 @@ def test_no_path_of_a_machine(run):
 
 def sentence_starts() -> set[str]:
     "The beginnings of all sentences of the data sets, those long enough to be told apart."
+    import pandas as pd
+
     from fincompress.lib.text.published import PUBLISHED
     from fincompress.lib.text.sources import Reading, read_sources
-    import pandas as pd
     texts = read_sources([*PUBLISHED], Reading(str(DATA))).text.tolist()
     for file in (DATA/"unlabelled").glob("*.csv"):
         texts += pd.read_csv(file, keep_default_na=False).text.tolist()
