@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'recipe_of', 'check_start', 'student_from_layers', 'states_of', 'variance_kept', 'Followed', 'follow_model',
-           'vary', 'variations', 'split_with', 'Pool', 'make_pool', 'evenly', 'compact_student', 'mean_over_sets',
-           'with_pieces', 'vocabulary_cost', 'largest_inputs', 'input_divisors', 'step_row', 'export_compact',
-           'ablation_plan', 'ablation_row']
+           'mean_answers', 'vary', 'variations', 'split_with', 'Pool', 'make_pool', 'evenly', 'compact_student',
+           'mean_over_sets', 'with_pieces', 'vocabulary_cost', 'largest_inputs', 'input_divisors', 'step_row',
+           'export_compact', 'ablation_plan', 'ablation_row']
 
 # %% ../nbs/09_compact.ipynb #f69fa94f
+import copy
 import random
 from dataclasses import dataclass, fields, replace
 
@@ -153,6 +154,20 @@ def follow_model(
     if logits is not None:
         features.logits = logits
     return Followed(model, layers, features, features.sample() if wanted else None)
+
+def mean_answers(
+    followed:Followed, # the first teacher
+    others, # further teachers
+    sentences:Sentences # as teachers read them
+) -> Followed: # the first teacher's inside
+    "Follow one teacher's hidden states, and the mean of all teachers' logits."
+    answers = [followed.features.logits]
+    for model in others:
+        features = TeacherFeatures(model, sentences, (), attentions=False, mixed_precision=True)
+        answers.append(features.logits)
+    features = copy.copy(followed.features)
+    features.logits = torch.stack(answers).mean(0)
+    return replace(followed, features=features)
 
 # %% ../nbs/09_compact.ipynb #c80b05de
 def vary(
@@ -382,8 +397,9 @@ def export_compact(
 def ablation_plan(
     recipe:Recipe, # the whole recipe
     pool:Pool,
-    epochs:int # over the pool without variations; every step takes as many training steps
-) -> list[tuple]: # (step, Recipe, sentences, "teacher" or "assistant")
+    epochs:int, # over the pool without variations; every step takes as many training steps
+    several:bool # whether the run has more teachers than one
+) -> list[tuple]: # (step, Recipe, sentences, "teacher", "teachers" or "assistant")
     "The recipe step by step."
     everything, altered = pool.count(0), pool.count(recipe.variations)
     bare = replace(recipe, ema_decay=None, hidden_weight=0., alpha=0., inherit=False)
@@ -397,10 +413,11 @@ def ablation_plan(
         ("the transfer set", inherited, everything, "teacher"),
         ("hidden states", hidden, everything, "teacher"),
         ("variations", hidden, altered, "teacher"),
+        ("several teachers", hidden, altered, "teachers"),
         ("the wide student between", hidden, altered, "assistant"),
         ("moving average", recipe, altered, "assistant")]
     return [(step, replace(each, epochs=max(1, round(epochs*everything/count))), count, source)
-            for step, each, count, source in steps]
+            for step, each, count, source in steps if several or source != "teachers"]
 
 def ablation_row(
     step:str,

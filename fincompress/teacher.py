@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MINILM_DIGEST', 'packaged_minilm', 'frequent_words', 'tiny_backbone', 'label_order', 'align_head', 'load_backbone',
-           'open_backbone', 'save_bert']
+           'open_backbone', 'save_bert', 'teacher_name', 'teacher_names', 'other_seed']
 
 # %% ../nbs/01_teacher.ipynb #915bfdd4
 import importlib.resources
@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from .lib.run.checkpoint import LABELS, save_checkpoint
 from .lib.run.files import RunError, file_digest
 from .lib.run.hub import bounded, from_hub
 from .lib.text.links import skip_links
+from .lib.train.training import FitSettings
 
 # %% ../nbs/01_teacher.ipynb #921baa0e
 MINILM_DIGEST = ( # SHA-256 of the published model.safetensors
@@ -150,3 +152,23 @@ def save_bert(
     config["architectures"] = ["BertForSequenceClassification"]
     return save_checkpoint(folder, model.state_dict(), config, tokenizer=tokenizer,
                            num_parameters=model.num_parameters(), **record)
+
+# %% ../nbs/01_teacher.ipynb #e765f411
+def teacher_name(number:int) -> str: # `number`: from 1
+    "The checkpoint of a teacher; the first is the study's."
+    return "teacher" if number == 1 else f"teacher_{number}"
+
+def teacher_names(
+    paths # of a run's files
+) -> list[str]: # the study's own first
+    "The checkpoints of all teachers."
+    found = [re.match(r"checkpoints/(teacher(?:_(\d+))?)/", path) for path in paths]
+    numbers = {match[1]: int(match[2] or 1) for match in found if match}
+    return sorted(numbers, key=numbers.get)
+
+def other_seed(
+    settings:FitSettings,
+    number:int # of the teacher
+) -> FitSettings:
+    "The settings of a further teacher: a seed of its own."
+    return replace(settings, seed=settings.seed + number - 1)
