@@ -31,6 +31,7 @@ from .results import COMPARED, compared_results, is_finished, left_out, stages_o
 from .study.parameters import profile_file, stage_parameters, stages_left_out
 from .study.pipeline import run_study, stage_status
 from .study.progress import shown_progress
+from ..lib.model.registry import display_name
 from fincompress.lib.onnx.packaged import (
     DEFAULT_MODEL,
     MODELS,
@@ -439,13 +440,13 @@ def listed_rows() -> list[dict]: # keys: those of `LISTED`
 
 def listed_table(rows:list[dict]) -> Table: # `rows`: of `listed_rows`
     "The packaged models for the terminal."
-    table = Table("model", "MB", "licence", "macro-F1 here", "elsewhere", "worst set")
+    table = Table("model", "MB", "licence", "macro-F1\nhere", "macro-F1\nelsewhere", "worst set")
     for row in rows:
-        default = " (default)" if row["name"] == DEFAULT_MODEL else ""
+        default = "\n(default)" if row["name"] == DEFAULT_MODEL else ""
         table.add_row(
             row["name"] + default, f"{row['bytes']/1e6:.1f}", row["licence"],
             f"{row['here']:.3f}", f"{row['elsewhere']:.3f}",
-            f"{row['worst']:.3f} ({row['worst_set']})")
+            f"{row['worst']:.3f}\n{display_name(row['worst_set'])}")
     return table
 
 @app.command()
