@@ -66,8 +66,9 @@ def run(folder):
         shutil.copytree(SMOKE/part, folder/"run"/part)
     shutil.copy(SMOKE/"run.json", folder/"run")
     columns = ["model", "role", "set", "macro_f1"]
-    foreign = [["compact_wide", "foreign test", "twitter", ELSEWHERE]]
-    pd.DataFrame(foreign, columns=columns).to_csv(folder/"run/results/world.csv", index=False)
+    judged = [["compact_wide", "test", "own_test", 0.5],
+              ["compact_wide", "foreign test", "twitter", ELSEWHERE]]
+    pd.DataFrame(judged, columns=columns).to_csv(folder/"run/results/world.csv", index=False)
     (folder/"run/checkpoints/student_ptq/model.safetensors").write_bytes(b"<b>damaged</b>")
     return folder/"run"
 

@@ -128,7 +128,7 @@ def test_the_steps_of_the_recipe(smoke):
     assert [row["variant"] for row in steps] == [name for name in COMPACT for _ in range(3)]
     for float_form, _, deployed in zip(steps[::3], steps[1::3], steps[2::3]):
         assert int(deployed["model_bytes"]) < int(float_form["model_bytes"])/3
-    assert len(rows(smoke, "ablation")) == 8
+    assert len(rows(smoke, "ablation")) == 9
 
 
 def test_a_smaller_vocabulary_loses_no_word(smoke):
