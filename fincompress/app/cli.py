@@ -8,8 +8,9 @@ __all__ = ['HELP', 'app', 'STUDY_PACKAGES', 'ProfileName', 'Values', 'RunFolder'
            'need_study', 'default_run', 'report_file', 'tell_seed', 'tell_results_only', 'renew_summary', 'run_further',
            'renew_with_seed', 'run_alone', 'run_all', 'check_seeds', 'run', 'report', 'last_command',
            'expected_parameters', 'status_row', 'status_rows', 'status', 'compared_cell', 'compare_table',
-           'compared_runs', 'compare', 'export', 'sentences', 'refuse_model', 'answer_row', 'answer_rows', 'classify',
-           'listed_rows', 'listed_table', 'models', 'publish', 'demo', 'main']
+           'compared_runs', 'compare', 'export', 'sentences', 'refuse_model', 'answer_row', 'answer_rows', 'print_csv',
+           'print_rows', 'document_row', 'print_document', 'classify', 'listed_rows', 'listed_table', 'models',
+           'publish', 'demo', 'main']
 
 # %% ../../nbs/app/cli.ipynb #0657f4a7
 import csv
@@ -400,6 +401,41 @@ def answer_rows(
         for text, answer in zip(part, classifier(part)):
             yield answer_row(text, answer)
 
+def print_csv(columns, rows):
+    "Print rows as CSV, one after the other."
+    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+def print_rows(
+    columns, rows, # dicts of texts
+    as_csv:bool
+):
+    "Print rows as CSV or as a table."
+    if as_csv:
+        return print_csv(columns, rows)
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
+    Console().print(table)
+
+def document_row(sentence:dict) -> dict: # a sentence of `classify_document`
+    "A sentence of a document as texts."
+    place = {name: str(sentence[name]) for name in ("number", "start", "end")}
+    return place | answer_row(sentence["text"], sentence)
+
+def print_document(classifier, file:Path, as_csv:bool):
+    "Print what a document says: all sentences as CSV, or shares and the strongest sentences."
+    from fincompress.app.use.document import read_document
+    found = classifier.document(read_document(file))
+    shown = found["sentences"]
+    if not as_csv:
+        shares = [f"{share:.0%} {label}" for label, share in found["shares"].items()]
+        typer.echo(f"{len(shown)} sentences: {', '.join(shares)}; the strongest:")
+        shown = [each for some in found["strongest"].values() for each in some]
+    columns = ("number", "start", "end", "text", "label", *classifier.model.labels, "truncated")
+    print_rows(columns, map(document_row, shown), as_csv)
+
 @app.command()
 def classify(
     texts: Annotated[list[str] | None, typer.Argument(
@@ -407,25 +443,24 @@ def classify(
     model: Annotated[str, typer.Option(
         metavar="NAME|FOLDER|HUB", help="A packaged model (see fincompress models), "
         "a folder that export wrote, or a model's name on the Hub.")] = DEFAULT_MODEL,
+    document: Annotated[Path | None, typer.Option(
+        metavar="FILE", help="Classify a text file sentence by sentence, and sum it up.")] = None,
+    min_confidence: Annotated[float, typer.Option(
+        min=0, max=1, help="Say uncertain where no label is as probable as this.")] = 0,
     as_csv: AsCsv = False,
 ):
     "Print the sentiment of sentences and the probability of each label; needs no PyTorch."
     refuse_model(texts)
+    if texts and document:
+        raise RunError("give sentences or --document FILE, not both")
     from fincompress.app.use.classifier import Classifier
+    classifier = Classifier(model, min_confidence=min_confidence)
+    if document:
+        return print_document(classifier, document, as_csv)
     if not texts:
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
-    classifier = Classifier(model)
-    columns = ("text", "label", *classifier.model.labels, "truncated")
     rows = answer_rows(classifier, sentences(texts or [], sys.stdin))
-    if not as_csv:
-        table = Table(*columns)
-        for row in rows:
-            table.add_row(*map(escape, row.values()))
-        Console().print(table)
-        return
-    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    print_rows(("text", "label", *classifier.model.labels, "truncated"), rows, as_csv)
 
 # %% ../../nbs/app/cli.ipynb #3044f6b1
 LISTED = ("name", "bytes", "licence", "here", "elsewhere", "worst", "worst_set")
@@ -453,12 +488,9 @@ def listed_table(rows:list[dict]) -> Table: # `rows`: of `listed_rows`
 def models(as_csv: AsCsv = False):
     "List the models that come with the package: size, licence, scores here and elsewhere."
     rows = listed_rows()
-    if not as_csv:
-        Console().print(listed_table(rows))
-        return
-    writer = csv.DictWriter(sys.stdout, LISTED, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    if as_csv:
+        return print_csv(LISTED, rows)
+    Console().print(listed_table(rows))
 
 # %% ../../nbs/app/cli.ipynb #8519d57c
 @app.command()
