@@ -80,10 +80,11 @@ def padded(
 def run_padded(
     session, # of `open_session`
     token_ids:list, # n lists of word-piece numbers
-    pad_to:int=0 # least length
-) -> np.ndarray: # logits float32 [n, classes]
+    pad_to:int=0, # least length
+    output:str="logits" # of the graph
+) -> np.ndarray: # float32 [n, …], such as logits [n, classes]
     "One call of a session with a padded batch."
-    return session.run(None, padded(token_ids, pad_to))[0]
+    return session.run([output], padded(token_ids, pad_to))[0]
 
 # %% ../../../nbs/lib/onnx/runtime.ipynb #15bd022a
 PIECES_PER_BATCH = 256 # so few that the states of one layer are still in the cache for the next
@@ -156,17 +157,33 @@ class OnnxModel:
         pieces:int=PIECES_PER_BATCH # word pieces computed together, at most
     ) -> np.ndarray: # float32 [n, classes], in the order of token_ids
         "Logits of tokenised sentences: one on all threads, several in batches of similar length."
+        if not token_ids:
+            return np.zeros((0, len(self.labels)), np.float32)
+        return self.compute(token_ids, "logits", batch_size, pieces)
+
+    def compute(self,
+        token_ids:list, # n lists of word-piece numbers, n ≥ 1
+        output:str, # of the graph: logits or features
+        batch_size:int=32, # sentences computed together, at most
+        pieces:int=PIECES_PER_BATCH # word pieces computed together, at most
+    ) -> np.ndarray: # float32 [n, classes or H], in the order of token_ids
+        "An output of the graph for sentences; `features` are the states that the classifier reads."
         if len(token_ids) == 1:
-            return run_padded(self.parallel_session, token_ids)
+            return run_padded(self.parallel_session, token_ids, output=output)
         a_threads_share = -(-len(token_ids)//self.threads)
         size = max(1, min(batch_size, a_threads_share))
         batches = groups([*map(len, token_ids)], size, pieces)
 
         def compute(batch):
-            return run_padded(self.single_session, [token_ids[i] for i in batch])
+            return run_padded(self.single_session, [token_ids[i] for i in batch], output=output)
 
-        logits = np.zeros((len(token_ids), len(self.labels)), np.float32)
         with ThreadPoolExecutor(self.threads) as pool:
-            for batch, rows in zip(batches, pool.map(compute, batches)):
-                logits[batch] = rows
-        return logits
+            rows = np.concatenate([*pool.map(compute, batches)])
+        found = np.empty_like(rows)
+        found[np.concatenate(batches)] = rows
+        return found
+
+    @property
+    def has_features(self) -> bool:
+        "Whether the graph gives the states that the classifier reads."
+        return "features" in [each.name for each in self.single_session.get_outputs()]
