@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['settled_label', 'clean', 'comparable', 'refuse_contained', 'transfer_text', 'near_duplicate_groups', 'check_enough',
-           'stratified_parts', 'grouped_parts', 'split_sentences', 'with_own_tests', 'grammar_rows', 'read_available',
-           'without_overlap', 'foreign_roles', 'leakage_audit', 'read_split', 'sentences']
+           'stratified_parts', 'grouped_parts', 'split_sentences', 'with_own_tests', 'grammar_rows', 'pair_rows',
+           'read_available', 'without_overlap', 'foreign_roles', 'leakage_audit', 'read_split', 'sentences']
 
 # %% ../nbs/00_data.ipynb #c4e86129
 import math
@@ -19,6 +19,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from sklearn.preprocessing import normalize
 
+from .lib.behaviour.pairs import PAIR, RELATIONS, minimal_pairs
 from .lib.run.checkpoint import LABELS
 from .lib.run.files import RunError
 from .lib.run.hub import Unavailable
@@ -170,6 +171,21 @@ def grammar_rows(count:int, seed:int) -> pd.DataFrame: # text, label, source, sp
     "Sentences of the bundled grammar, for training alone."
     rows = synthetic_corpus(count, seed, transfer=0)
     return rows.assign(source="grammar", split="train")
+
+def pair_rows(
+    kinds, # of `RELATIONS`
+    count:int, # pairs of each kind
+    seed:int
+) -> pd.DataFrame: # text, label, source, split
+    "Sentences of minimal pairs, from the half of the patterns that is for training."
+    unknown = {*kinds} - {*RELATIONS}
+    if unknown:
+        raise RunError(f"pair_kinds has {', '.join(sorted(unknown))}: "
+                       f"choose from {', '.join(RELATIONS)}")
+    pairs = minimal_pairs(count, "training", seed, kinds)
+    columns = [dict(text=pairs[name], label=pairs[f"{name}_label"]) for name in PAIR]
+    rows = pd.concat([*map(pd.DataFrame, columns)], ignore_index=True).drop_duplicates("text")
+    return rows.assign(source="pairs", split="train")
 
 # %% ../nbs/00_data.ipynb #ef30a7fd
 def read_available(

@@ -7,7 +7,7 @@ __all__ = ['UNCHANGED', 'PENALTIES', 'LEAST_LABELS', 'FITS', 'FOLDS', 'LEAST_OF_
            'fit_offsets', 'fit_logistic', 'fit_last_layer', 'allowed_methods', 'cross_validated', 'cross_entropy',
            'Adaptation', 'check_labels', 'adapt_to', 'adaptation_table', 'adaptation_p', 'drawn_adaptations']
 
-# %% ../../../nbs/lib/measure/adapt.ipynb #2056911d
+# %% ../../../nbs/lib/measure/adapt.ipynb #8af291d3
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from .metrics import CLASSES, mcnemar, predicted, scores
 from ..run.checkpoint import LABELS
 from ..run.files import RunError
 
-# %% ../../../nbs/lib/measure/adapt.ipynb #9a62c32e
+# %% ../../../nbs/lib/measure/adapt.ipynb #9928e365
 @dataclass(frozen=True)
 class LinearMap:
     "New logits from a model's logits or last states."
@@ -37,7 +37,7 @@ def linear_map(weight, bias) -> LinearMap:
 
 UNCHANGED = linear_map(np.eye(len(CLASSES)), np.zeros(len(CLASSES)))
 
-# %% ../../../nbs/lib/measure/adapt.ipynb #8c505cea
+# %% ../../../nbs/lib/measure/adapt.ipynb #3c55b181
 def fit_offsets(
     logits, # [n, 3]
     labels # true classes [n]
@@ -58,7 +58,7 @@ def fit_offsets(
     factor, offsets = parts(minimize(loss, np.zeros(3)).x)
     return linear_map(factor*np.eye(len(CLASSES)), offsets)
 
-# %% ../../../nbs/lib/measure/adapt.ipynb #e18d7237
+# %% ../../../nbs/lib/measure/adapt.ipynb #5fe77260
 def fit_logistic(
     logits, # [n, 3]
     labels # true classes [n], each class among them
@@ -67,7 +67,7 @@ def fit_logistic(
     found = LogisticRegression(max_iter=1000).fit(np.asarray(logits, float), labels)
     return linear_map(found.coef_.T, found.intercept_)
 
-# %% ../../../nbs/lib/measure/adapt.ipynb #264f224b
+# %% ../../../nbs/lib/measure/adapt.ipynb #78fc8136
 PENALTIES = (0.001, 0.01, 0.1, 1.) # tried inverses of the L2 penalty of a new last layer
 
 def fit_last_layer(
@@ -80,7 +80,7 @@ def fit_last_layer(
     found = LogisticRegressionCV(**settings).fit(np.asarray(states, float), labels)
     return linear_map(found.coef_.T, found.intercept_)
 
-# %% ../../../nbs/lib/measure/adapt.ipynb #586afa99
+# %% ../../../nbs/lib/measure/adapt.ipynb #41df91e2
 LEAST_LABELS = {"offsets": 50, "logistic": 100, "last_layer": 300}
 FITS = {"offsets": fit_offsets, "logistic": fit_logistic, "last_layer": fit_last_layer}
 FOLDS = 10 # at most
@@ -149,7 +149,7 @@ def adapt_to(
     change = UNCHANGED if best == "none" else FITS[best](inputs[best], labels)
     return Adaptation(best, change, np.asarray(logits), found[best])
 
-# %% ../../../nbs/lib/measure/adapt.ipynb #fb66a244
+# %% ../../../nbs/lib/measure/adapt.ipynb #bfbd811c
 def adaptation_table(
     labels, # true classes [n]
     adaptation:Adaptation
@@ -164,21 +164,21 @@ def adaptation_p(labels, adaptation:Adaptation) -> float: # in [0, 1]
     right = [predicted(logits) == labels for logits in (adaptation.after, adaptation.before)]
     return mcnemar(*right)
 
-# %% ../../../nbs/lib/measure/adapt.ipynb #163b7d87
+# %% ../../../nbs/lib/measure/adapt.ipynb #bb2652c6
 def drawn_adaptations(
     labels, logits, # from which labels are drawn: [n], [n, 3]
-    test_labels, test_logits, # on which each draw is scored: [m], [m, 3]
     count:int, # labels of a draw
     draws:int,
-    seed:int
-) -> pd.DataFrame: # a row a draw: method, before, after (macro-F1 on the test sentences)
-    "Adapt to many draws of labels, and score each on the same sentences."
+    seed:int,
+    test=None # (labels [m], logits [m, 3]) for the scores; None: what a draw leaves
+) -> pd.DataFrame: # a row a draw: method, before, after (macro-F1)
+    "Adapt to many draws of labels, and score each on other sentences."
     labels, logits = np.asarray(labels), np.asarray(logits)
-    before = scores(test_labels, test_logits)["macro_f1"]
     split = StratifiedShuffleSplit(draws, train_size=count, random_state=seed)
     rows = []
-    for chosen, _ in split.split(logits, labels):
+    for chosen, rest in split.split(logits, labels):
         found = adapt_to(labels[chosen], logits[chosen])
-        after = scores(test_labels, found.change(test_logits))["macro_f1"]
+        truth, own = test or (labels[rest], logits[rest])
+        before, after = (scores(truth, each)["macro_f1"] for each in (own, found.change(own)))
         rows.append(dict(method=found.method, before=before, after=after))
     return pd.DataFrame(rows)
