@@ -30,6 +30,7 @@ LABELS_OF = {
     "compact_wide": Label("Compact, wide", "#E7298A"),
     "compact_narrow": Label("Compact, narrow", "#8E3B7C"),
     "compact_tiny": Label("Compact, tiny", "#5E1552"),
+    "compact_cascade": Label("Compact, cascade", "#B5651D"),
     "compact_wide_float": Label("Compact, wide, float", "#F4A6CD"),
     "compact_narrow_float": Label("Compact, narrow, float", "#CC79A7"),
     "compact_tiny_float": Label("Compact, tiny, float", "#A58AA0"),
