@@ -388,7 +388,7 @@ def guide_names(notebooks:dict) -> list[str]: # pages
     names = [f"guides/{name}" for name in known + [name for name in found if name not in known]]
     return [*names, *(["colab"] if Path("colab.ipynb") in notebooks else [])]
 
-PRODUCT = ("09_compact", "10_world")
+PRODUCT = ("09_compact", "10_world", "11_trust")
 
 def stage_entries(notebooks:dict, stages) -> list[str]: # pages, each with its number and title
     "Stages as the sidebar lists them."

@@ -36,6 +36,7 @@ STAGES = (
     "08_benchmark",
     "09_compact",
     "10_world",
+    "11_trust",
 )
 
 def stage_file(run_dir, stage:str) -> Path:
