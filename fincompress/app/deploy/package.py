@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGED_SEED', 'BACKBONE', 'LICENCE', 'LARGEST', 'TITLES', 'check_finished', 'check_recipe', 'checked_sources',
-           'checked_model', 'scores_of', 'measured_facts', 'notice', 'bytes_below', 'write_measured', 'write_packaged',
-           'check_models_folder', 'package_models']
+           'checked_model', 'scores_of', 'thresholds_of', 'cascade_of', 'measured_facts', 'notice', 'bytes_below',
+           'write_measured', 'write_packaged', 'check_models_folder', 'package_models']
 
 # %% ../../../nbs/app/deploy/package.ipynb #45df007e
 import shutil
@@ -107,6 +107,26 @@ def scores_of(
                        "or on a foreign test set: give the foreign sets to 00_data, and run again")
     return {column: float(found[column]) for column in columns} | dict(worst_set=found.worst_set)
 
+def thresholds_of(
+    run_dir,
+    name:str # of a model
+) -> dict: # target error rate, as text → least confidence; without targets that cannot be kept
+    "The thresholds of conformal risk control that 11_trust fitted; {} in a run without it."
+    file = Path(run_dir)/"results/doubt.csv"
+    if not file.is_file():
+        return {}
+    table = pd.read_csv(file)
+    own = table[(table.model == name) & (table.threshold <= 1)].drop_duplicates("target")
+    return {str(row.target): float(row.threshold) for row in own.itertuples()}
+
+def cascade_of(run_dir) -> dict: # small, large, min_confidence; {} in a run without 11_trust
+    "The cascade that 11_trust found."
+    file = Path(run_dir)/"results/cascade.csv"
+    if not file.is_file():
+        return {}
+    threshold = float(pd.read_csv(file).threshold.iloc[0])
+    return dict(small="compact_tiny", large="compact_wide", min_confidence=threshold)
+
 def measured_facts(
     run_dir,
     name:str, # of a packaged model
@@ -120,6 +140,8 @@ def measured_facts(
         name=name, licence=LICENCE, **scores_of(run_dir, name),
         latency_ms=float(row.latency_ms_p50), times_faster=float(row.times_faster),
         trained_on=[source["name"] for source in sources],
+        min_confidence=thresholds_of(run_dir, name),
+        cascade=cascade_of(run_dir),
         digests={file: file_digest(folder/file) for file in MODEL_FILES})
 
 # %% ../../../nbs/app/deploy/package.ipynb #7da0aa26
