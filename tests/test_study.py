@@ -169,17 +169,18 @@ def test_a_pruned_teacher_is_smaller(smoke):
 
 def test_no_sentence_of_the_test_split_was_read_before_the_benchmarks(smoke):
     readers = [stage for stage in STAGES if "data/test.csv" in record(smoke, stage)["inputs"]]
-    assert readers == ["08_benchmark", "10_world"]
+    assert readers == ["08_benchmark", "10_world", "11_trust"]
 
 
 def test_the_product_needs_nothing_of_the_study(smoke):
     made = {path: stage for stage in STAGES for path in record(smoke, stage)["outputs"]}
     needed = {made[path] for path in record(smoke, "09_compact")["inputs"]}
     assert needed == {"00_data", "01_teacher"}
-    inputs = record(smoke, "10_world")["inputs"].keys()
-    needed = {made[path] for path in inputs & made.keys()}
-    assert needed == {"00_data", "01_teacher", "09_compact"}
-    assert all(path.startswith("fincompress/models/") for path in inputs - made.keys())
+    for stage in ("10_world", "11_trust"):
+        inputs = record(smoke, stage)["inputs"].keys()
+        needed = {made[path] for path in inputs & made.keys()}
+        assert needed == {"00_data", "01_teacher", "09_compact"}
+        assert all(path.startswith("fincompress/models/") for path in inputs - made.keys())
 
 
 def test_the_report_is_one_file(smoke):
@@ -209,7 +210,7 @@ def test_a_parameter_of_05_reruns_what_depends_on_it(copied):
     printed = result.stdout + result.stderr
     begun = [stage for stage in STAGES if f"{stage}: begun" in printed]
     assert begun[0] == "05_ptq" and "08_benchmark" in begun
-    assert not {"07_pruning", "09_compact", "10_world"} & {*begun}
+    assert not {"07_pruning", "09_compact", "10_world", "11_trust"} & {*begun}
     reads_ptq = any(path.startswith("checkpoints/student_ptq/")
                     for path in record(copied, "06_qat")["inputs"])
     assert ("06_qat" in begun) == reads_ptq
