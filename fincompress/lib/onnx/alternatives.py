@@ -157,7 +157,7 @@ def onnx_variant(
     model = OnnxModel(folder, threads)
     info, config = read_info(folder), read_json(Path(folder)/"config.json")
     def compute(pieces, pad_to):
-        return run_padded(model.parallel_session, pieces, min(pad_to, config["max_length"]))
+        return model.one_batch(pieces, min(pad_to, model.max_length))
     return Variant(
         name=Path(folder).name,
         tokenise=lambda texts: model.tokenise(texts)[0],
