@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from fincompress import Classifier
+from fincompress.lib.onnx import runtime
+from fincompress.lib.onnx.runtime import padded
 from fincompress.lib.onnx.word_model import save_word_model
 from fincompress.lib.run.files import RunError
 
@@ -324,13 +326,67 @@ def test_a_name_that_is_neither_folder_nor_on_the_hub(monkeypatch):
         Classifier("")
 
 
+LARGE = dict(hidden_size=768, head_size=64, heads=[12]*12, intermediate_sizes=[3072]*12)
+LONG = "rose sales sales sales"
+
+
 def test_both_sessions_are_of_the_model_that_was_opened(tmp_path):
     "A folder that is replaced while a classifier is in use does not change its answers."
-    save_word_model(tmp_path/"words", WEIGHTS)
+    save_word_model(tmp_path/"words", WEIGHTS, encoder=LARGE)
     classify = Classifier(tmp_path/"words", threads=2)
     save_word_model(tmp_path/"words", {word: row[::-1] for word, row in WEIGHTS.items()})
-    assert classify("rose")["label"] == "positive"
+    assert classify("rose")["label"] == classify(LONG)["label"] == "positive"
+    assert classify.model.open(2).run(["logits"], padded([[1]]))[0].argmax() == 2
     assert [answer["label"] for answer in classify(["rose"]*50)] == ["positive"]*50
+
+
+@pytest.mark.parametrize("encoder, threads, text, sessions", [
+    (None, 2, LONG, [1]),  # of no shape: no work
+    (LARGE, 2, "rose", [1]),  # short
+    (LARGE, 2, [LONG]*50, [1]),  # many: a batch for each thread
+    (LARGE, 1, LONG, [1]),
+    (LARGE, 2, LONG, [1, 2]),
+])
+def test_a_session_with_threads_is_opened_for_long_sentences_alone(
+        tmp_path, monkeypatch, encoder, threads, text, sessions):
+    save_word_model(tmp_path/"words", WEIGHTS, **(dict(encoder=encoder) if encoder else {}))
+    opened = []
+
+    def noted(graph, threads, name, open_session=runtime.open_session):
+        opened.append(threads)
+        return open_session(graph, threads, name)
+
+    monkeypatch.setattr(runtime, "open_session", noted)
+    classify = Classifier(tmp_path/"words", threads=threads)
+    assert classify(text) == classify(text)
+    assert opened == sessions
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_the_number_of_threads_changes_no_bit(precision):
+    "An encoder so wide that its products are shared out."
+    import numpy as np
+    import torch
+
+    from fincompress.lib.model.encoder_config import EncoderConfig
+    from fincompress.lib.onnx.checkpoint import encoder_arrays, onnx_bytes
+    from fincompress.ptq import quantize
+    from fincompress.student import SentimentEncoder
+    torch.manual_seed(0)
+    shape = EncoderConfig.even(500, layers=2, hidden_size=256, heads=4, intermediate_size=1024,
+                               max_positions=64)
+    model = SentimentEncoder(shape).eval()
+    tensors, found = encoder_arrays(quantize(model) if precision == "int8" else model, 64)
+    assert found == precision
+    graph = onnx_bytes(model, tensors, "example")
+    draw = np.random.default_rng(0)
+    sentences = [draw.integers(0, 500, length).tolist() for length in range(1, 65, 3)]
+    alone, *shared = (runtime.open_session(graph, threads) for threads in (1, 2, 3, 4))
+    for sentence in sentences:
+        expected = runtime.run_padded(alone, [sentence])
+        assert np.isfinite(expected).all()
+        for session in shared:
+            assert np.array_equal(runtime.run_padded(session, [sentence]), expected)
 
 
 def test_int8_is_exact_on_processors_without_vnni(monkeypatch):
@@ -338,7 +394,6 @@ def test_int8_is_exact_on_processors_without_vnni(monkeypatch):
     import numpy as np
     from onnx import TensorProto
 
-    from fincompress.lib.onnx import runtime
     from fincompress.lib.onnx.graph import Graph, linear
     g = Graph()
     tensors = {

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['WITH_TRANSFORMERS', 'WITH_PLAIN_ONNX', 'WITH_MODEL2VEC', 'PROGRAMS', 'linear_variant', 'bert_shape', 'word_pieces',
            'folder_with_tokenizer', 'pytorch_variant', 'plain_onnx', 'plain_int8', 'plain_onnx_variant', 'onnx_variant',
-           'best_head', 'static_embeddings', 'save_head', 'static_variant', 'with_ratios', 'alternative_job']
+           'best_head', 'static_embeddings', 'save_head', 'static_variant', 'ratio_columns', 'with_ratios',
+           'alternative_job']
 
 # %% ../../../nbs/lib/onnx/alternatives.ipynb #e883e2ea
 import shutil
@@ -157,7 +158,7 @@ def onnx_variant(
     model = OnnxModel(folder, threads)
     info, config = read_info(folder), read_json(Path(folder)/"config.json")
     def compute(pieces, pad_to):
-        return run_padded(model.parallel_session, pieces, min(pad_to, config["max_length"]))
+        return model.one_batch(pieces, min(pad_to, model.max_length))
     return Variant(
         name=Path(folder).name,
         tokenise=lambda texts: model.tokenise(texts)[0],
@@ -230,19 +231,35 @@ def static_variant(
                    count, technique, in_pieces=False), C
 
 # %% ../../../nbs/lib/onnx/alternatives.ipynb #d0551554
+def ratio_columns(
+    found, # `Rounds` of all variants, by `time_variants`
+    name:str, # of the variant
+    reference:str, # the variant that is compared with, padded
+    careful:str # the variant that is compared with, at real length
+) -> dict: # times_…, and each with _low and _high
+    "How many times faster than the references a variant is: median and range over rounds."
+    comparisons = {
+        "times_faster": ("latency_ms", (reference, "latency_padded_ms")),
+        "times_faster_model": ("model_ms", (reference, "model_padded_ms")),
+        "times_faster_than_int8": ("latency_ms", (careful, "latency_ms")),
+        "times_faster_model_than_int8": ("model_ms", (careful, "model_ms"))}
+    columns = {}
+    for column, (timing, against) in comparisons.items():
+        if (name, timing) in found.by_round[0]:
+            ratio = found.times_faster((name, timing), against)
+            columns |= zip((column, f"{column}_low", f"{column}_high"), ratio)
+    return columns
+
 def with_ratios(
-    table, # DataFrame: variant, medians by timing, throughput_per_s, throughput_padded_per_s
-    reference:str, # the variant in the denominators, padded
-    careful:str # the variant in the denominators, at real length
-) -> pd.DataFrame: # with five columns more, times_…
-    "How many times faster than the references each variant is; of medians."
-    rows = table.set_index("variant")
-    base, int8 = rows.loc[reference], rows.loc[careful]
-    return table.assign(
-        times_faster=base.latency_padded_ms_p50/table.latency_ms_p50,
-        times_faster_model=base.model_padded_ms_p50/table.model_ms_p50,
-        times_faster_than_int8=int8.latency_ms_p50/table.latency_ms_p50,
-        times_faster_model_than_int8=int8.model_ms_p50/table.model_ms_p50,
+    table, # DataFrame: variant, throughput_per_s, throughput_padded_per_s
+    found, # `Rounds` of all variants, by `time_variants`
+    reference:str, # the variant that is compared with, padded
+    careful:str # the variant that is compared with, at real length
+) -> pd.DataFrame: # with more columns, times_…
+    "How many times faster than the references each variant is."
+    rows = [ratio_columns(found, name, reference, careful) for name in table.variant]
+    base = table.set_index("variant").loc[reference]
+    return pd.concat([table, pd.DataFrame(rows, index=table.index)], axis=1).assign(
         times_throughput=table.throughput_per_s/base.throughput_padded_per_s)
 
 # %% ../../../nbs/lib/onnx/alternatives.ipynb #26889172

@@ -42,12 +42,13 @@ def word_graph(
 def save_word_model(
     folder, # is made
     weights:dict, # word → its three logits; unknown words have zeros
-    max_length:int=128 # words that are read
+    max_length:int=128, # words that are read
+    **more # of config.json, such as an `encoder` that the model claims to be
 ):
     "Write an ONNX model that adds up its words' logits, in the form of an exported encoder."
     table = np.array([(0,)*len(LABELS), *weights.values()], np.float32)
     files = {"model.onnx": word_graph(table), "tokenizer.json": word_tokenizer(weights)}
-    config = dict(model_type="fincompress-onnx", max_length=max_length)
+    config = dict(model_type="fincompress-onnx", max_length=max_length, **more)
     save_checkpoint(folder, None, config, technique="sum of the words' logits",
                     num_parameters=len(LABELS)*len(weights),
                     metrics={}, hyperparameters={}, inputs={}, files=files)
