@@ -405,7 +405,7 @@ def test_int8_is_exact_on_processors_without_vnni(monkeypatch):
     inputs = {"x": (TensorProto.FLOAT, ["n", 64])}
     outputs = {"y": (TensorProto.FLOAT, ["n", 3])}
     graph = g.model(inputs, outputs).SerializeToString()
-    for vnni in (True, False):
+    for vnni in {runtime.exact_int8(), False}:
         monkeypatch.setattr(runtime, "exact_int8", lambda vnni=vnni: vnni)
         session = runtime.open_session(graph, 1, "example")
         (found,) = session.run(None, {"x": np.full((2, 64), 255, np.float32)})

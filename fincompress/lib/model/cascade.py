@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['confidence', 'Cascade']
 
-# %% ../../../nbs/lib/model/cascade.ipynb #f429fb00
+# %% ../../../nbs/lib/model/cascade.ipynb #2e455d60
 import numpy as np
 
-# %% ../../../nbs/lib/model/cascade.ipynb #d8a17ccb
+# %% ../../../nbs/lib/model/cascade.ipynb #384c0731
 def confidence(
     logits # [n, classes]
 ) -> np.ndarray: # [n] in (0, 1]
