@@ -6,7 +6,7 @@
 __all__ = ['set_parts', 'adapt_row', 'enough_for', 'behaviour', 'doubt_parts', 'doubt_table', 'cascade_curve',
            'cascade_threshold', 'cascade_variant', 'cascade_row']
 
-# %% ../nbs/11_trust.ipynb #7aa1730a
+# %% ../nbs/11_trust.ipynb #90e3f723
 import numpy as np
 import pandas as pd
 
@@ -16,11 +16,11 @@ from .lib.measure.doubt import doubt_row, risk_threshold
 from .lib.measure.foreign import FOREIGN_TEST, FOREIGN_VALIDATION
 from .lib.measure.metrics import scores
 from .lib.measure.timing import latency_summary
-from .lib.model.cascade import Cascade, confidence
+from .lib.model.cascade import CASCADE, Cascade, confidence
 from .lib.model.variant import Variant
 from .lib.onnx.runtime import OnnxModel
 
-# %% ../nbs/11_trust.ipynb #62cd9ea9
+# %% ../nbs/11_trust.ipynb #fb032253
 def set_parts(
     foreign:pd.DataFrame, # text, label, source, role
     name:str # of a source
@@ -67,7 +67,7 @@ def enough_for(
             found.append(name)
     return found
 
-# %% ../nbs/11_trust.ipynb #d9397cd4
+# %% ../nbs/11_trust.ipynb #501583b2
 def behaviour(
     variants, # the teacher among them
     pairs:pd.DataFrame, # of `minimal_pairs`
@@ -80,7 +80,7 @@ def behaviour(
         answers[variant.name] = both
     return behaviour_table(pairs, answers)
 
-# %% ../nbs/11_trust.ipynb #6773cb3b
+# %% ../nbs/11_trust.ipynb #e7ef6ef3
 def doubt_parts(
     test:pd.DataFrame, # text, label
     foreign:pd.DataFrame # text, label, source, role
@@ -115,7 +115,7 @@ def doubt_table(
                                  **doubt_row(labels[places], each[places], threshold)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/11_trust.ipynb #1e2a1822
+# %% ../nbs/11_trust.ipynb #1c33c0fb
 def cascade_curve(
     sets, # (labels [n], logits of the small model [n, 3], of the large one [n, 3]) for each
     steps:int=41 # shares of sentences that are tried
@@ -150,7 +150,7 @@ def cascade_variant(
     models = [OnnxModel(folder, threads) for folder in (small, large)]
     cascade = Cascade(*models, threshold)
     size = sum(file.stat().st_size for folder in (small, large) for file in folder.iterdir())
-    return Variant("compact_cascade", tokenise=list, size_bytes=size, in_pieces=False,
+    return Variant(CASCADE, tokenise=list, size_bytes=size, in_pieces=False,
                    runtime="ONNX Runtime, int8", technique="tiny, then wide where it is not sure",
                    compute=lambda texts, pad_to: cascade.read(texts, 1)[0],
                    batched=lambda texts, batch_size: cascade.read(texts, batch_size)[0])

@@ -196,6 +196,14 @@ class OnnxModel:
             return np.zeros((0, len(self.labels)), np.float32)
         return self.compute(token_ids, "logits", batch_size, pieces)
 
+    def read(self,
+        texts:list,
+        batch_size:int=32 # sentences computed together, at most
+    ) -> tuple[np.ndarray, list]: # logits float32 [n, classes]; was it cut, by text
+        "Logits of texts."
+        token_ids, cut = self.tokenise(texts)
+        return self.logits(token_ids, batch_size), cut
+
     def compute(self,
         token_ids:list, # n lists of word-piece numbers, n ≥ 1
         output:str, # of the graph: logits or features
