@@ -9,8 +9,9 @@ __all__ = ['HELP', 'app', 'STUDY_PACKAGES', 'ProfileName', 'Values', 'RunFolder'
            'run_further', 'renew_with_seed', 'run_alone', 'run_all', 'check_seeds', 'run', 'report', 'last_command',
            'expected_parameters', 'status_row', 'status_rows', 'status', 'compared_cell', 'compare_table',
            'compared_runs', 'compare', 'export', 'sentences', 'refuse_model', 'answer_row', 'answer_rows', 'print_csv',
-           'print_rows', 'document_row', 'print_document', 'classify', 'listed_rows', 'listed_table', 'models',
-           'ask_key', 'enough_labels', 'bar', 'adapted_table', 'adapt', 'publish', 'demo', 'main']
+           'print_rows', 'document_row', 'strongest_table', 'print_summary', 'print_document', 'classify',
+           'listed_rows', 'listed_table', 'models', 'ask_key', 'enough_labels', 'bar', 'adapted_table', 'adapt',
+           'publish', 'demo', 'main']
 
 # %% ../../nbs/app/cli.ipynb #0657f4a7
 import csv
@@ -428,17 +429,32 @@ def document_row(sentence:dict) -> dict: # a sentence of `classify_document`
     place = {name: str(sentence[name]) for name in ("number", "start", "end")}
     return place | answer_row(sentence["text"], sentence)
 
+def strongest_table(
+    strongest:dict # of `classify_document`
+) -> Table:
+    "The strongest sentences of a document for the terminal."
+    table = Table("label", "", "no.", "sentence")
+    for label, found in strongest.items():
+        for sentence in found:
+            score = f"{sentence['scores'][label]:.2f}"
+            table.add_row(label, score, str(sentence["number"]), escape(sentence["text"]))
+    return table
+
+def print_summary(found:dict): # `found`: of `classify_document`
+    "Print the shares of the labels in a document, and its strongest sentences."
+    shares = [f"{share:.0%} {label}" for label, share in found["shares"].items()]
+    typer.echo(f"{', '.join(shares)} (sentences: {len(found['sentences'])})")
+    if any(found["strongest"].values()):
+        Console().print(strongest_table(found["strongest"]))
+
 def print_document(classifier, file:Path, as_csv:bool):
-    "Print what a document says: all sentences as CSV, or shares and the strongest sentences."
+    "Print what a document says: all sentences as CSV, or a summary."
     from fincompress.app.use.document import read_document
     found = classifier.document(read_document(file))
-    shown = found["sentences"]
     if not as_csv:
-        shares = [f"{share:.0%} {label}" for label, share in found["shares"].items()]
-        typer.echo(f"{len(shown)} sentences: {', '.join(shares)}; the strongest:")
-        shown = [each for some in found["strongest"].values() for each in some]
+        return print_summary(found)
     columns = ("number", "start", "end", "text", "label", *classifier.model.labels, "truncated")
-    print_rows(columns, map(document_row, shown), as_csv)
+    print_csv(columns, map(document_row, found["sentences"]))
 
 @app.command()
 def classify(
@@ -448,7 +464,8 @@ def classify(
     document: Annotated[Path | None, typer.Option(
         metavar="FILE", help="Classify a text file sentence by sentence, and sum it up.")] = None,
     min_confidence: Annotated[float, typer.Option(
-        min=0, max=1, help="Say uncertain where no label is as probable as this.")] = 0,
+        metavar="NUMBER", min=0, max=1,
+        help="Say uncertain where no label is as probable as this.")] = 0,
     as_csv: AsCsv = False,
 ):
     "Print the sentiment of sentences and the probability of each label; needs no PyTorch."
@@ -504,17 +521,27 @@ def ask_key(number:int, text:str) -> str:
     try:
         return Prompt.ask(question, choices=[*KEYS, SKIP, STOP], show_choices=False)
     except EOFError:
+        typer.echo()
         return STOP
 
 def enough_labels(file:Path, model:str) -> bool:
     "Ask for labels; whether there are enough afterwards."
+    from fincompress.app.use.adapt import check_original
     from fincompress.app.use.classifier import Classifier
-    from fincompress.app.use.labelling import WANTED, ask_labels
-    count = ask_labels(file, Classifier(model), ask_key, WANTED)
-    if count < WANTED:
-        typer.echo(f"{file} has {count} labels, and {WANTED} are needed: "
-                   "the same command goes on")
-    return count >= WANTED
+    from fincompress.app.use.labelling import WANTED, are_enough, ask_labels
+    classifier = Classifier(model)
+    check_original(classifier.model.folder)
+    try:
+        labelled = ask_labels(file, classifier, ask_key)
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted: the labels so far are in {file}, "
+                   "and the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
+    if are_enough(labelled):
+        return True
+    typer.echo(f"labelled sentences in {file}: {len(labelled.labels)}\n{WANTED} are needed, "
+               "with some of each label: the same command goes on")
+    return False
 
 def bar(value:float, width:int=30) -> str: # `value`: in [0, 1]
     "A bar of the terminal."
@@ -522,7 +549,8 @@ def bar(value:float, width:int=30) -> str: # `value`: in [0, 1]
 
 def adapted_table(scores) -> Table: # `scores`: of an `Outcome`
     "F1 before and after, with bars."
-    table = Table("F1", "before", "after", "", title="on sentences that the change had not seen")
+    table = Table("F1", "before", "after", "",
+                  caption="Each sentence was judged by a change that had not seen it.")
     for row in scores.drop("accuracy").itertuples():
         name = row.Index.replace("macro_f1", "macro").removeprefix("f1_")
         table.add_row(name, f"{row.before:.3f}", f"{row.after:.3f}",
@@ -539,20 +567,20 @@ def adapt(
         "--label", help="First ask for labels of rows without one, until 50 are there.")] = False,
 ):
     "Adapt a model to your own labels, 50 or more; say what is gained, and write it if anything is."
-    from fincompress.app.use.adapt import METHODS, need_packages
+    from fincompress.app.use.adapt import METHODS, check_place, left_out, need_packages
     from fincompress.app.use.adapt import adapt as adapt_model
     need_packages()
+    check_place(out)
     if label and not enough_labels(file, model):
         return
     found = adapt_model(file, out, model)
     given = found.labelled
-    typer.echo(f"{len(given.labels)} labelled sentences ({given.copies} copies and "
-               f"{given.contradictory} rows with contradictory labels left out)")
+    typer.echo(f"labelled sentences: {len(given.labels)} (left out: {left_out(given)})")
     Console().print(adapted_table(found.scores))
     if found.folder is None:
         typer.echo(f"nothing is gained, so {model} stays as it is, and nothing was written")
         return
-    typer.echo(f"{METHODS[found.method]}; McNemar's exact test: p = {found.p:.2g}")
+    typer.echo(f"the change: {METHODS[found.method]}\nMcNemar's exact test: p = {found.p:.2g}")
     typer.echo(found.folder)
 
 # %% ../../nbs/app/cli.ipynb #8519d57c

@@ -94,8 +94,8 @@ def checked_document(text) -> str:
     if len(text) > DOCUMENT_CHARACTERS:
         raise ValueError(f"the document has {len(text):,} characters, at most "
                          f"{DOCUMENT_CHARACTERS:,} are read: give it in parts")
-    if not text.strip():
-        raise ValueError("the document is empty")
+    if not re.search(r"\w", text):
+        raise ValueError("the document has no words")
     return text
 
 def strongest(
@@ -134,7 +134,7 @@ def read_document(
     "A document's text; `RunError` names a file that is missing, too large, or no text."
     file = Path(file)
     if not file.is_file():
-        raise RunError(f"there is no file {file}")
+        raise RunError(f"there is no file {file}: give a text file in UTF-8")
     size = file.stat().st_size
     if size > 4*DOCUMENT_CHARACTERS:
         raise RunError(f"{file} has {size/1e6:,.0f} MB, too many for one document: "

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['UNCHANGED', 'PENALTIES', 'LEAST_LABELS', 'FITS', 'FOLDS', 'LEAST_OF_A_LABEL', 'LinearMap', 'linear_map',
            'fit_offsets', 'fit_logistic', 'fit_last_layer', 'allowed_methods', 'cross_validated', 'cross_entropy',
-           'Adaptation', 'check_labels', 'adapt_to', 'adaptation_table', 'adaptation_p', 'drawn_adaptations']
+           'Adaptation', 'check_labels', 'best_method', 'adapt_to', 'adaptation_table', 'adaptation_p',
+           'drawn_adaptations']
 
 # %% ../../../nbs/lib/measure/adapt.ipynb #8af291d3
 from dataclasses import dataclass
@@ -127,11 +128,22 @@ def check_labels(labels):
     counts = np.bincount(np.asarray(labels, int), minlength=len(CLASSES))
     least = min(LEAST_LABELS.values())
     if counts.sum() < least:
-        raise RunError(f"there are {counts.sum()} labelled sentences, and {least} are needed")
+        raise RunError(f"too few labelled sentences ({counts.sum()} of at least {least}): "
+                       "label more")
     for label, count in zip(LABELS, counts):
         if count < LEAST_OF_A_LABEL:
-            raise RunError(f"{count} sentences are labelled {label}, and {LEAST_OF_A_LABEL} of "
-                           "each label are needed: label more of these")
+            raise RunError(f"too few sentences labelled {label} ({count} of at least "
+                           f"{LEAST_OF_A_LABEL}): label more of these")
+
+def best_method(
+    labels, # true classes [n]
+    answers:dict # method → logits [n, 3]; "none" is the model itself
+) -> str:
+    "The method with the smallest cross-entropy, of those that do not lower macro-F1."
+    own = scores(labels, answers["none"])["macro_f1"]
+    as_good = {name: logits for name, logits in answers.items()
+               if scores(labels, logits)["macro_f1"] >= own}
+    return min(as_good, key=lambda name: cross_entropy(labels, as_good[name]))
 
 def adapt_to(
     labels, # true classes [n], n ≥ 50, each class at least 5 times
@@ -145,7 +157,7 @@ def adapt_to(
     inputs = dict(offsets=logits, logistic=logits, last_layer=states)
     for name in allowed_methods(len(labels), states is not None):
         found[name] = cross_validated(FITS[name], inputs[name], labels, seed)
-    best = min(found, key=lambda name: cross_entropy(labels, found[name]))
+    best = best_method(labels, found)
     change = UNCHANGED if best == "none" else FITS[best](inputs[best], labels)
     return Adaptation(best, change, np.asarray(logits), found[best])
 
