@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['UNCHANGED', 'PENALTIES', 'LEAST_LABELS', 'FITS', 'FOLDS', 'LEAST_OF_A_LABEL', 'LinearMap', 'linear_map',
-           'fit_offsets', 'fit_logistic', 'fit_last_layer', 'allowed_methods', 'cross_validated', 'cross_entropy',
+           'fit_offsets', 'fit_logistic', 'fit_last_layer', 'allowed_methods', 'cross_validated', 'mean_cross_entropy',
            'Adaptation', 'check_labels', 'best_method', 'adapt_to', 'adaptation_table', 'adaptation_p',
            'drawn_adaptations']
 
-# %% ../../../nbs/lib/measure/adapt.ipynb #8af291d3
+# %% ../../../nbs/lib/measure/adapt.ipynb #2056911d
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from .metrics import CLASSES, mcnemar, predicted, scores
 from ..run.checkpoint import LABELS
 from ..run.files import RunError
 
-# %% ../../../nbs/lib/measure/adapt.ipynb #9928e365
+# %% ../../../nbs/lib/measure/adapt.ipynb #9a62c32e
 @dataclass(frozen=True)
 class LinearMap:
     "New logits from a model's logits or last states."
@@ -38,7 +38,7 @@ def linear_map(weight, bias) -> LinearMap:
 
 UNCHANGED = linear_map(np.eye(len(CLASSES)), np.zeros(len(CLASSES)))
 
-# %% ../../../nbs/lib/measure/adapt.ipynb #3c55b181
+# %% ../../../nbs/lib/measure/adapt.ipynb #8c505cea
 def fit_offsets(
     logits, # [n, 3]
     labels # true classes [n]
@@ -59,7 +59,7 @@ def fit_offsets(
     factor, offsets = parts(minimize(loss, np.zeros(3)).x)
     return linear_map(factor*np.eye(len(CLASSES)), offsets)
 
-# %% ../../../nbs/lib/measure/adapt.ipynb #5fe77260
+# %% ../../../nbs/lib/measure/adapt.ipynb #e18d7237
 def fit_logistic(
     logits, # [n, 3]
     labels # true classes [n], each class among them
@@ -68,7 +68,7 @@ def fit_logistic(
     found = LogisticRegression(max_iter=1000).fit(np.asarray(logits, float), labels)
     return linear_map(found.coef_.T, found.intercept_)
 
-# %% ../../../nbs/lib/measure/adapt.ipynb #78fc8136
+# %% ../../../nbs/lib/measure/adapt.ipynb #264f224b
 PENALTIES = (0.001, 0.01, 0.1, 1.) # tried inverses of the L2 penalty of a new last layer
 
 def fit_last_layer(
@@ -81,7 +81,7 @@ def fit_last_layer(
     found = LogisticRegressionCV(**settings).fit(np.asarray(states, float), labels)
     return linear_map(found.coef_.T, found.intercept_)
 
-# %% ../../../nbs/lib/measure/adapt.ipynb #41df91e2
+# %% ../../../nbs/lib/measure/adapt.ipynb #586afa99
 LEAST_LABELS = {"offsets": 50, "logistic": 100, "last_layer": 300}
 FITS = {"offsets": fit_offsets, "logistic": fit_logistic, "last_layer": fit_last_layer}
 FOLDS = 10 # at most
@@ -107,7 +107,7 @@ def cross_validated(
         found[unseen] = fit(inputs[seen], labels[seen])(inputs[unseen])
     return found
 
-def cross_entropy(
+def mean_cross_entropy(
     labels, # true classes [n]
     logits # [n, 3]
 ) -> float: # nats
@@ -143,7 +143,7 @@ def best_method(
     own = scores(labels, answers["none"])["macro_f1"]
     as_good = {name: logits for name, logits in answers.items()
                if scores(labels, logits)["macro_f1"] >= own}
-    return min(as_good, key=lambda name: cross_entropy(labels, as_good[name]))
+    return min(as_good, key=lambda name: mean_cross_entropy(labels, as_good[name]))
 
 def adapt_to(
     labels, # true classes [n], n ≥ 50, each class at least 5 times
@@ -161,7 +161,7 @@ def adapt_to(
     change = UNCHANGED if best == "none" else FITS[best](inputs[best], labels)
     return Adaptation(best, change, np.asarray(logits), found[best])
 
-# %% ../../../nbs/lib/measure/adapt.ipynb #bfbd811c
+# %% ../../../nbs/lib/measure/adapt.ipynb #fb66a244
 def adaptation_table(
     labels, # true classes [n]
     adaptation:Adaptation
@@ -176,7 +176,7 @@ def adaptation_p(labels, adaptation:Adaptation) -> float: # in [0, 1]
     right = [predicted(logits) == labels for logits in (adaptation.after, adaptation.before)]
     return mcnemar(*right)
 
-# %% ../../../nbs/lib/measure/adapt.ipynb #bb2652c6
+# %% ../../../nbs/lib/measure/adapt.ipynb #163b7d87
 def drawn_adaptations(
     labels, logits, # from which labels are drawn: [n], [n, 3]
     count:int, # labels of a draw
