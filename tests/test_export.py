@@ -59,7 +59,7 @@ def trained(tokenizer, train, val, layers: int) -> SentimentEncoder:
         if isinstance(part, torch.nn.Linear):
             torch.nn.init.normal_(part.weight, std=0.15)
     splits = [Sentences(tokenise(part.text, tokenizer, 16), part.label) for part in (train, val)]
-    settings = FitSettings(epochs=6, learning_rate=2e-3, batch_size=20, seed=0)
+    settings = FitSettings(epochs=14, learning_rate=2e-3, batch_size=20, seed=0)
     fit(model, cross_entropy, *splits, settings)
     return model.cpu().eval()
 

@@ -70,7 +70,7 @@ def run(tmp_path_factory):
     save_encoder(trimmed, folder/"checkpoints/compact_narrow_trimmed",
                  **whole | dict(tokenizer=cut))
     save_onnx(quantize(trimmed), folder/"checkpoints/compact_narrow", cut, val.text, val.label,
-              16, **record)
+              16, word_bits=4, **record)
     return folder
 
 
@@ -103,6 +103,7 @@ def test_both_forms_are_one_model(variant, published):
     assert same == info["metrics"]["float_label_agreement"] >= 0.98
     assert {*with_classifier} == {*LABELS}
     assert f"{same:.1%} of the sentences" in card_of(folder)
+    assert ("word embeddings in 4 bits" in card_of(folder)) == (variant == "compact_narrow")
 
 
 @pytest.mark.parametrize("variant", ["student", "student_ptq", "compact_narrow"])

@@ -135,7 +135,7 @@ def save_both(
               for name in ("technique", "num_parameters", "hyperparameters", "inputs")}
     files = {name: (onnx/name).read_bytes() for name in ("model.onnx", "tokenizer.json")}
     shape = to_bert_config(model.config)
-    shape |= {name: config[name] for name in ("max_length", "precision")}
+    shape |= {name: config[name] for name in ("max_length", "precision", "word_bits")}
     save_checkpoint(folder, None, shape, files=files, metrics=metrics, **record)
     for name in FOR_TRANSFORMERS:
         shutil.copy(transformers_folder/name, folder)
