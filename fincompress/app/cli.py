@@ -571,7 +571,7 @@ def adapt(
         "--label", help="First ask for labels of rows without one, until 50 are there.")] = False,
 ):
     "Adapt a model to your own labels, 50 or more; say what is gained, and write it if anything is."
-    from fincompress.app.use.adapt import METHODS, check_place, left_out, need_packages
+    from fincompress.app.use.adapt import METHODS, check_place, need_packages, not_counted
     from fincompress.app.use.adapt import adapt as adapt_model
     need_packages()
     check_place(out)
@@ -579,7 +579,7 @@ def adapt(
         return
     found = adapt_model(file, out, model)
     given = found.labelled
-    typer.echo(f"labelled sentences: {len(given.labels)} (left out: {left_out(given)})")
+    typer.echo(f"labelled sentences: {len(given.labels)} (left out: {not_counted(given)})")
     print_table(adapted_table(found.scores))
     if found.folder is None:
         typer.echo(f"nothing is gained, so {model} stays as it is, and nothing was written")

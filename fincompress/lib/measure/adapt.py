@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNCHANGED', 'PENALTIES', 'LEAST_LABELS', 'FITS', 'FOLDS', 'LEAST_OF_A_LABEL', 'LinearMap', 'linear_map',
-           'fit_offsets', 'fit_logistic', 'fit_last_layer', 'allowed_methods', 'cross_validated', 'cross_entropy',
+           'fit_offsets', 'fit_logistic', 'fit_last_layer', 'allowed_methods', 'cross_validated', 'mean_cross_entropy',
            'Adaptation', 'check_labels', 'best_method', 'adapt_to', 'adaptation_table', 'adaptation_p',
            'drawn_adaptations']
 
@@ -107,7 +107,7 @@ def cross_validated(
         found[unseen] = fit(inputs[seen], labels[seen])(inputs[unseen])
     return found
 
-def cross_entropy(
+def mean_cross_entropy(
     labels, # true classes [n]
     logits # [n, 3]
 ) -> float: # nats
@@ -143,7 +143,7 @@ def best_method(
     own = scores(labels, answers["none"])["macro_f1"]
     as_good = {name: logits for name, logits in answers.items()
                if scores(labels, logits)["macro_f1"] >= own}
-    return min(as_good, key=lambda name: cross_entropy(labels, as_good[name]))
+    return min(as_good, key=lambda name: mean_cross_entropy(labels, as_good[name]))
 
 def adapt_to(
     labels, # true classes [n], n ≥ 50, each class at least 5 times
