@@ -2,6 +2,7 @@
 import contextlib
 import functools
 import http.server
+import io
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -172,6 +174,54 @@ def done(finished, tmp_path):
     "A copy of the finished project, to be changed."
     shutil.copytree(finished.root, tmp_path/"project")
     return Project(tmp_path/"project")
+
+
+# The command in this process, and packages that are not there
+
+HIDING = """
+import sys
+from importlib.machinery import PathFinder
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, *rest):
+        if name.partition(".")[0] not in {names}:
+            return super().find_spec(name, *rest)
+
+sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+
+
+def without(*names):
+    "Code that comes before the command and hides packages."
+    return HIDING.format(names=names)
+
+
+@pytest.fixture
+def fincompress(monkeypatch, capsys):
+    "The command with its words, in this process and 80 columns: its code, output and errors."
+    from fincompress.app.cli import main
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*words, given=""):
+        monkeypatch.setattr(sys, "argv", ["fincompress", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return SimpleNamespace(code=code, out=said.out, err=said.err)
+
+    return run
+
+
+def contents(folder):
+    "The files below a folder, with their bytes."
+    files = [path for path in Path(folder).rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 # Pages

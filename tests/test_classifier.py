@@ -143,6 +143,41 @@ def test_a_tampered_file_is_named(tmp_path, name):
         Classifier(tmp_path/"words")
 
 
+# A least confidence
+
+
+def test_a_model_in_doubt_says_so(folder, classify):
+    careful = Classifier(folder, min_confidence=0.7)
+    texts = ["Sales rose", "sales", "fell"]
+    expected = classify(texts)
+    answers = careful(texts)
+    assert [answer["label"] for answer in answers] == ["positive", "uncertain", "negative"]
+    assert [answer["scores"] for answer in answers] == [each["scores"] for each in expected]
+    assert Classifier(folder, min_confidence=0)(texts) == expected
+    never = Classifier(folder, min_confidence=1)(texts)
+    assert {answer["label"] for answer in never} == {"uncertain"}
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.01, float("nan"), float("inf"), "0.5", None, True])
+def test_a_confidence_that_is_no_probability(folder, wrong):
+    with pytest.raises(ValueError, match="min_confidence must be a number from 0 to 1, not"):
+        Classifier(folder, min_confidence=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["-0.1", "1.01", "nan", "half"])
+def test_the_command_refuses_a_confidence_that_is_none(fincompress, folder, wrong):
+    result = fincompress("classify", "--model", folder, "--min-confidence", wrong, "Sales rose")
+    assert result.code == 2 and result.out == ""
+    assert "Invalid value for '--min-confidence'" in result.err
+
+
+def test_the_command_is_in_doubt(fincompress, folder):
+    words = ("classify", "--csv", "--model", folder, "--min-confidence", "0.7")
+    result = fincompress(*words, "Sales rose", "sales")
+    labels = [row["label"] for row in csv.DictReader(io.StringIO(result.out))]
+    assert labels == ["positive", "uncertain"]
+
+
 # The base requirements alone
 
 

@@ -4,7 +4,7 @@ import io
 import json
 
 import pytest
-from conftest import IMPORTS, STAGES
+from conftest import IMPORTS, STAGES, without
 
 from fincompress.lib.onnx.packaged import MODELS
 from fincompress.lib.onnx.word_model import save_word_model
@@ -13,18 +13,7 @@ from fincompress.lib.run.files import write_json
 BENCHMARK = "variant,technique,size_bytes,test_macro_f1,latency_ms_p50\n"
 HEAVY = ("papermill", "nbconvert", "nbformat", "nbclient", "torch", "transformers", "pandas",
          "numpy", "filelock", "gradio", "jinja2", "datasets", "sklearn", "matplotlib")
-LIGHT = f"""
-import sys
-from importlib.machinery import PathFinder
-
-class Light(PathFinder):
-    @classmethod
-    def find_spec(cls, name, *rest):
-        if name.partition(".")[0] not in {HEAVY}:
-            return super().find_spec(name, *rest)
-
-sys.meta_path[:] = [Light if finder is PathFinder else finder for finder in sys.meta_path]
-"""
+LIGHT = without(*HEAVY)
 
 
 @pytest.fixture

@@ -41,6 +41,17 @@ def test_the_wheel_has_every_template(wheel):
     assert not [name for name in names if name.startswith(("tests/", "nbs/", "outputs/"))]
 
 
+def test_the_wheel_has_every_extra(wheel):
+    "What the messages tell a user to install."
+    content = zipfile.ZipFile(wheel)
+    (name,) = [name for name in content.namelist() if name.endswith(".dist-info/METADATA")]
+    lines = content.read(name).decode().splitlines()
+    for extra in ("study", "demo", "adapt", "document"):
+        assert f"Provides-Extra: {extra}" in lines
+    (syntok,) = [line for line in lines if line.startswith("Requires-Dist: syntok")]
+    assert 'extra == "document"' in syntok
+
+
 @pytest.mark.skipif(not MODELS.is_dir(), reason="no packaged models are here yet")
 def test_the_wheel_has_every_model(wheel):
     files = {p.relative_to(ROOT).as_posix() for p in MODELS.rglob("*") if p.is_file()}

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['HELP', 'app', 'STUDY_PACKAGES', 'ProfileName', 'Values', 'RunFolder', 'From', 'Only', 'Force', 'Seeds', 'OnlySeed',
            'OneRun', 'AsCsv', 'STYLES', 'FORMS', 'RunWithModels', 'CheckpointName', 'Model', 'AT_ONCE', 'LISTED',
-           'Version', 'need_study', 'default_run', 'report_file', 'tell_seed', 'tell_results_only', 'renew_summary',
-           'run_further', 'renew_with_seed', 'run_alone', 'run_all', 'check_seeds', 'run', 'report', 'last_command',
-           'expected_parameters', 'status_row', 'status_rows', 'status', 'compared_cell', 'compare_table',
-           'compared_runs', 'compare', 'export', 'sentences', 'refuse_model', 'answer_row', 'answer_rows', 'print_csv',
-           'print_rows', 'document_row', 'strongest_table', 'print_summary', 'print_document', 'classify',
-           'listed_rows', 'listed_table', 'models', 'ask_key', 'enough_labels', 'bar', 'adapted_table', 'adapt',
-           'publish', 'demo', 'main']
+           'Version', 'need_study', 'print_table', 'default_run', 'report_file', 'tell_seed', 'tell_results_only',
+           'renew_summary', 'run_further', 'renew_with_seed', 'run_alone', 'run_all', 'check_seeds', 'run', 'report',
+           'last_command', 'expected_parameters', 'status_row', 'status_rows', 'status', 'compared_cell',
+           'compare_table', 'compared_runs', 'compare', 'export', 'sentences', 'refuse_model', 'answer_row',
+           'answer_rows', 'print_csv', 'print_rows', 'document_row', 'strongest_table', 'print_summary',
+           'print_document', 'classify', 'listed_rows', 'listed_table', 'models', 'ask_key', 'enough_labels', 'bar',
+           'adapted_table', 'adapt', 'publish', 'demo', 'main']
 
 # %% ../../nbs/app/cli.ipynb #0657f4a7
 import csv
@@ -66,6 +66,10 @@ def need_study(
         extras = ",".join(filter(None, ("study", extra)))
         raise RunError(f'this command needs {", ".join(missing)}: '
                        f'pip install "fincompress[{extras}]"')
+
+def print_table(table:Table):
+    "Print a table as text, in a notebook too."
+    Console(force_jupyter=False).print(table)
 
 def default_run(profile:str) -> Path:
     "A profile's run directory: below `outputs` of the project, or of the folder outside one."
@@ -285,7 +289,7 @@ def status(
     for row in rows:
         cells = ["" if value is None else escape(str(value)) for value in row.values()]
         table.add_row(*cells, style=STYLES[row["state"]])
-    Console().print(table)
+    print_table(table)
 
 # %% ../../nbs/app/cli.ipynb #d907b880
 FORMS = { # column: (title, unit, decimals)
@@ -331,7 +335,7 @@ def compare(
     "Put the results of several runs into one table: test macro-F1, megabytes, milliseconds."
     results = compared_runs(runs)
     if not as_csv:
-        Console().print(compare_table(results))
+        print_table(compare_table(results))
         return
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(("run", "variant", *COMPARED))
@@ -422,7 +426,7 @@ def print_rows(
     table = Table(*columns)
     for row in rows:
         table.add_row(*map(escape, row.values()))
-    Console().print(table)
+    print_table(table)
 
 def document_row(sentence:dict) -> dict: # a sentence of `classify_document`
     "A sentence of a document as texts."
@@ -445,7 +449,7 @@ def print_summary(found:dict): # `found`: of `classify_document`
     shares = [f"{share:.0%} {label}" for label, share in found["shares"].items()]
     typer.echo(f"{', '.join(shares)} (sentences: {len(found['sentences'])})")
     if any(found["strongest"].values()):
-        Console().print(strongest_table(found["strongest"]))
+        print_table(strongest_table(found["strongest"]))
 
 def print_document(classifier, file:Path, as_csv:bool):
     "Print what a document says: all sentences as CSV, or a summary."
@@ -509,7 +513,7 @@ def models(as_csv: AsCsv = False):
     rows = listed_rows()
     if as_csv:
         return print_csv(LISTED, rows)
-    Console().print(listed_table(rows))
+    print_table(listed_table(rows))
 
 # %% ../../nbs/app/cli.ipynb #59f1d92e
 def ask_key(number:int, text:str) -> str:
@@ -567,7 +571,7 @@ def adapt(
         "--label", help="First ask for labels of rows without one, until 50 are there.")] = False,
 ):
     "Adapt a model to your own labels, 50 or more; say what is gained, and write it if anything is."
-    from fincompress.app.use.adapt import METHODS, check_place, left_out, need_packages
+    from fincompress.app.use.adapt import METHODS, check_place, need_packages, not_counted
     from fincompress.app.use.adapt import adapt as adapt_model
     need_packages()
     check_place(out)
@@ -575,8 +579,8 @@ def adapt(
         return
     found = adapt_model(file, out, model)
     given = found.labelled
-    typer.echo(f"labelled sentences: {len(given.labels)} (left out: {left_out(given)})")
-    Console().print(adapted_table(found.scores))
+    typer.echo(f"labelled sentences: {len(given.labels)} (left out: {not_counted(given)})")
+    print_table(adapted_table(found.scores))
     if found.folder is None:
         typer.echo(f"nothing is gained, so {model} stays as it is, and nothing was written")
         return

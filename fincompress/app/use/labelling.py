@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .adapt import Labelled, check_rows, labelled_rows, read_table
+from .adapt import Labelled, check_rows, labelled_rows, read_csv_rows
 from ...lib.measure.adapt import LEAST_OF_A_LABEL
 from ...lib.run.checkpoint import LABELS
 from ...lib.run.files import write_csv
@@ -63,7 +63,7 @@ def ask_labels(
     wanted:int=WANTED # labelled sentences in the file, with those that are there
 ) -> Labelled: # in the file afterwards
     "Ask for labels until there are enough, and write each to the file."
-    table = read_table(file, ("text",))
+    table = read_csv_rows(file, ("text",))
     if "label" not in table:
         table["label"] = ""
     check_rows(table, file)
