@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHARACTERS', 'NOT_TEXTS', 'MODEL_FILES', 'UNCERTAIN', 'checked_texts', 'readable_part', 'new_name_hint',
-           'named_package', 'model_folder', 'softmax', 'checked_confidence', 'Classifier']
+           'named_package', 'model_folder', 'opened_model', 'softmax', 'checked_confidence', 'Classifier']
 
 # %% ../../../nbs/app/use/classifier.ipynb #744abbd0
 import re
@@ -12,7 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ...lib.onnx.packaged import DEFAULT_MODEL, MODELS, packaged_folder
+from ...lib.model.cascade import CASCADE
+from fincompress.lib.onnx.packaged import (
+    DEFAULT_MODEL,
+    MODELS,
+    packaged_cascade,
+    packaged_folder,
+)
 from ...lib.onnx.runtime import OnnxModel
 from ...lib.run.files import RunError
 from ...lib.run.hub import from_hub
@@ -72,6 +78,8 @@ def model_folder(
     revision:str=None # of the Hub: a branch, tag or commit
 ) -> Path:
     "The folder of a model, downloaded if it is on the Hub."
+    if isinstance(model, str) and model == CASCADE:
+        raise RunError(f"{CASCADE} is two models in turn: give one of {', '.join(MODELS)}")
     if isinstance(model, str) and model in MODELS:
         return named_package(model)
     name = str(model)
@@ -88,6 +96,16 @@ def model_folder(
 
     what = f"the model {name} (there is no such folder here, so it is looked up on the Hub)"
     return Path(from_hub(what + new_name_hint(name), download))
+
+def opened_model(
+    model, # see `model_folder`; also `CASCADE`
+    revision:str=None, # of the Hub
+    threads:int=None # processor cores to use; None: all of them
+): # an `OnnxModel` or a `Cascade`
+    "A model, ready to read texts."
+    if isinstance(model, str) and model == CASCADE:
+        return packaged_cascade(threads)
+    return OnnxModel(model_folder(model, revision), threads)
 
 # %% ../../../nbs/app/use/classifier.ipynb #9691d0d1
 def softmax(
@@ -123,7 +141,7 @@ class Classifier:
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
         self.min_confidence = checked_confidence(min_confidence)
-        self.model = OnnxModel(model_folder(model, revision), threads)
+        self.model = opened_model(model, revision, threads)
         self.batch_size = batch_size
 
     def __call__(self,
@@ -133,8 +151,9 @@ class Classifier:
         if isinstance(texts, str):
             return self([texts])[0]
         texts = checked_texts(texts)
-        pieces, truncated = self.model.tokenise([readable_part(text) for text in texts])
-        rows = softmax(self.model.logits(pieces, self.batch_size))
+        readable = [readable_part(text) for text in texts]
+        logits, truncated = self.model.read(readable, self.batch_size)
+        rows = softmax(logits)
         too_long = [len(text.strip()) > CHARACTERS for text in texts]
         return [self.answer(row, cut or long)
                 for row, cut, long in zip(rows, truncated, too_long)]
