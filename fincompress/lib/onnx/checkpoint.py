@@ -42,7 +42,7 @@ def int8_rows(
         integers[f"{name}.weight"] = np.rint(matrix/scale[:, None]).astype(np.int8)
     return tensors | integers | scales
 
-# %% ../../../nbs/lib/onnx/checkpoint.ipynb #4623bd66
+# %% ../../../nbs/lib/onnx/checkpoint.ipynb #2701e1ac
 LARGEST_4_BIT = 15
 SMALLEST_SCALE = np.finfo(np.float16).tiny # below it, 16 bits lose precision
 
@@ -76,9 +76,9 @@ def restored_rows(
 ) -> np.ndarray: # float32 [rows, columns]
     "What the graph makes of a table in four bits."
     integers = tensors[f"{name}.weight"]
-    blocks = in_blocks(integers) - tensors[f"{name}.zero"].astype(np.float16)[..., None]
-    half = blocks*tensors[f"{name}.scale"][..., None]
-    return half.reshape(len(integers), -1)[:, :integers.shape[1]].astype(np.float32)
+    steps = in_blocks(integers) - tensors[f"{name}.zero"].astype(np.float32)[..., None]
+    values = steps*tensors[f"{name}.scale"].astype(np.float32)[..., None]
+    return values.reshape(len(integers), -1)[:, :integers.shape[1]]
 
 # %% ../../../nbs/lib/onnx/checkpoint.ipynb #475f019b
 def check_word_bits(bits:int):
