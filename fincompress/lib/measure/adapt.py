@@ -140,16 +140,17 @@ def adapt_to(
     labels, # true classes [n], n ≥ 50, each class at least 5 times
     logits, # the model's [n, 3]
     states=None, # what its classifier reads [n, H]; None: no new last layer is tried
-    seed:int=42 # of the folds
-) -> Adaptation:
+    seed:int=42, # of the folds
+    others=None # further method → its logits [n, 3] on unseen folds
+) -> Adaptation: # its change is `UNCHANGED` if a further method is the best
     "Choose and fit the change that own labels ask for, if any."
     check_labels(labels)
-    found = {"none": logits}
+    found = {"none": logits} | (others or {})
     inputs = dict(offsets=logits, logistic=logits, last_layer=states)
     for name in allowed_methods(len(labels), states is not None):
         found[name] = cross_validated(FITS[name], inputs[name], labels, seed)
     best = best_method(labels, found)
-    change = UNCHANGED if best == "none" else FITS[best](inputs[best], labels)
+    change = FITS[best](inputs[best], labels) if best in FITS else UNCHANGED
     return Adaptation(best, change, np.asarray(logits), found[best])
 
 # %% ../../../nbs/lib/measure/adapt.ipynb #fb66a244
