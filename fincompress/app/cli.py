@@ -26,7 +26,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.prompt import Prompt
 from rich.table import Table
 
 import fincompress
@@ -521,20 +520,23 @@ def ask_key(number:int, text:str) -> str:
     from fincompress.app.use.labelling import KEYS, SKIP, STOP
     typer.echo(f"\n{text}")
     names = ", ".join(f"{key} {label}" for key, label in KEYS.items())
-    question = f"{number}: {names}, {SKIP} skip, {STOP} stop"
-    try:
-        return Prompt.ask(question, choices=[*KEYS, SKIP, STOP], show_choices=False)
-    except EOFError:
-        typer.echo()
-        return STOP
+    keys = (*KEYS, SKIP, STOP)
+    while True:
+        typer.echo(f"{number}: {names}, {SKIP} skip, {STOP} stop: ", nl=False)
+        line = sys.stdin.readline()
+        if not line:
+            typer.echo()
+        key = line.strip() if line else STOP
+        if key in keys:
+            return key
 
 def enough_labels(file:Path, model:str) -> bool:
     "Ask for labels; whether there are enough afterwards."
     from fincompress.app.use.adapt import check_original
-    from fincompress.app.use.classifier import Classifier
+    from fincompress.app.use.classifier import Classifier, model_folder
     from fincompress.app.use.labelling import WANTED, are_enough, ask_labels
+    check_original(model_folder(model))
     classifier = Classifier(model)
-    check_original(classifier.model.folder)
     try:
         labelled = ask_labels(file, classifier, ask_key)
     except KeyboardInterrupt:
