@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pandas as pd
 import pytest
+import torch
 from conftest import contents, without
 from onnx import TensorProto
 from tokenizers import Tokenizer
@@ -62,6 +63,7 @@ def test_many_labels_fine_tune_all_layers(place, monkeypatch):
     words = ["rose", "fell", "flat", "news", "number", *map(str, range(10))]
     config = EncoderConfig.even(5 + len(words), layers=1, hidden_size=32, heads=2,
                                 intermediate_size=64)
+    torch.manual_seed(0)
     model = quantize(SentimentEncoder(config).eval())
     save_onnx(model, place/"encoder", toy_tokenizer(words), words, [1]*len(words), 16,
               technique="toy", hyperparameters={}, inputs={})

@@ -10,8 +10,6 @@ __all__ = ['MODELS', 'DEFAULT_MODEL', 'NONE_HERE', 'MEASURED', 'models_folder', 
 from importlib.resources import files
 from pathlib import Path
 
-from ..model.cascade import Cascade
-from .runtime import OnnxModel
 from ..run.checkpoint import INFO
 from ..run.files import RunError, read_json
 
@@ -60,8 +58,10 @@ def read_measured(
 def packaged_cascade(
     threads:int=None, # processor cores to use; None: all of them
     folder=None # where the models lie; None: `models_folder()`
-) -> Cascade:
+): # a `Cascade`
     "The cascade of two packaged models; `RunError` where they are not here, or made without one."
+    from fincompress.lib.model.cascade import Cascade
+    from fincompress.lib.onnx.runtime import OnnxModel
     found = read_measured(packaged_folder("compact_tiny", folder)).get("cascade")
     if not found:
         raise RunError("the packaged models were made without a cascade: "
