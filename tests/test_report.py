@@ -24,8 +24,8 @@ from fincompress.app.results import (
 from fincompress.app.study.pipeline import execute_notebook
 from fincompress.lib.model.registry import display_name
 from fincompress.lib.run.files import RunError, read_json, write_csv, write_json
-from fincompress.lib.run.source import project_root
 from fincompress.lib.run.machine import duration
+from fincompress.lib.run.source import project_root
 from fincompress.lib.run.stage import STAGES, stage_file
 
 ROOT = project_root()
@@ -166,8 +166,8 @@ def test_shows_what_a_reader_wants_and_nothing_else(run):
     for part in ("<mark>1</mark>", "passes over <code>train</code>", "<mark>…/mine.csv</mark>",
                  "standard output …/outputs"):
         assert part in text, part
-    facts = ("2026-01-01 10:00 UTC", duration(61*len(STAGES)), "smoke", "A processor, 2 cores", "python 3.11",
-             "abc with changes")
+    facts = ("2026-01-01 10:00 UTC", duration(61*len(STAGES)), "smoke",
+             "A processor, 2 cores", "python 3.11", "abc with changes")
     for fact in facts:
         assert fact in text, fact
 
