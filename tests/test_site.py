@@ -134,7 +134,10 @@ def test_a_stage_can_be_opened_in_colab(pages, stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_as_it_was_executed(pages, stage):
     page = pages[f"{stage}.html"]
-    notebook = (REFERENCE/f"notebooks/{stage}.ipynb").read_text(encoding="utf-8")
+    file = REFERENCE/f"notebooks/{stage}.ipynb"
+    if not file.exists():
+        pytest.skip(f"the committed run leaves out {stage}")
+    notebook = file.read_text(encoding="utf-8")
     cells = json.loads(notebook)["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     drawn = sum("image/png" in output.get("data", {}) for output in outputs)
