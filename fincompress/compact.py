@@ -22,6 +22,7 @@ import torch
 
 from .data import sentences
 from .intermediate_kd import TeacherFeatures, distil
+from .lib.measure.foreign import mean_over_sources
 from .lib.measure.metrics import agreement, predicted, scores
 from .lib.model.narrowing import narrow_tensors, pick_layers, principal_directions
 from .lib.onnx.checkpoint import check_word_bits, save_onnx
@@ -281,11 +282,9 @@ def mean_over_sets(
     max_length:int # word pieces
 ) -> float: # NaN where there is no set
     "Mean of the macro-F1 over the sources of some labelled sentences."
-    found = []
-    for _, part in frame.groupby("source"):
-        logits = predict(model, sentences(part, tokenizer, max_length))
-        found.append(scores(part.label, logits)["macro_f1"])
-    return float(np.mean(found)) if found else float("nan")
+    if frame.empty:
+        return float("nan")
+    return mean_over_sources(frame, predict(model, sentences(frame, tokenizer, max_length)))
 
 # %% ../nbs/09_compact.ipynb #397e6170
 def with_pieces(

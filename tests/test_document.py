@@ -143,9 +143,9 @@ def test_a_file_from_another_system(fincompress, folder, report):
 FILES = { # name → (content, words of the message)
     "empty.txt": (b"", "empty.txt: the document has no words"),
     "blank.txt": ("\u200b\n".encode(), "blank.txt: the document has no words"),
-    "report.pdf": (b"%PDF-1.7\n\xe2\xe3\xcf\xd3", "report.pdf is no text in UTF-8: convert it"),
-    "wide.txt": (REPORT.encode("utf-16"), "wide.txt is no text in UTF-8"),
-    "zeros.txt": (b"\0"*100, "zeros.txt is no text in UTF-8"),
+    "report.pdf": (b"%PDF-1.7\n\xe2\xe3\xcf\xd3", "report.pdf is not text in UTF-8: convert it"),
+    "wide.txt": (REPORT.encode("utf-16"), "wide.txt is not text in UTF-8"),
+    "zeros.txt": (b"\0"*100, "zeros.txt is not text in UTF-8"),
     "long.txt": (b"a "*1_100_000, "long.txt: the document has 2,200,000 characters"),
     "missing.txt": (None, "there is no file missing.txt"),
     ".": (None, "there is no file ."),

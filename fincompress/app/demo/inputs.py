@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..use.classifier import readable_part
-from ...lib.run.files import RunError
+from ...lib.run.files import RunError, read_utf8
 
 # %% ../../../nbs/app/demo/inputs.ipynb #42cefa90
 SENTENCE = 1_000 # characters of a single sentence
@@ -107,13 +107,7 @@ def file_content(file:Path) -> str:
     size = file.stat().st_size
     if size > FILE:
         raise RunError(f"{file.name} has {size:,} bytes, and {FILE:,} are read: split it.")
-    try:
-        content = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        content = "\0"
-    if "\0" in content:
-        raise RunError(f"{file.name} is not text in UTF-8: save it as “CSV UTF-8”.")
-    return content
+    return read_utf8(file, "save it as “CSV UTF-8”.")
 
 def read_upload(
     file # path of a .txt or .csv file

@@ -20,6 +20,7 @@ from ..results import backbone_of, is_finished, stage_records, stages_of
 from ..templates import render, template_source
 from ..use.classifier import MODEL_FILES
 from ...lib.measure.foreign import here_and_elsewhere
+from ...lib.model.cascade import CASCADE, LARGE, SMALL
 from ...lib.onnx.packaged import MEASURED, MODELS
 from ...lib.run.checkpoint import CARD, read_info
 from fincompress.lib.run.files import (
@@ -124,8 +125,8 @@ def cascade_of(run_dir) -> dict: # small, large, min_confidence; {} in a run wit
     file = Path(run_dir)/"results/cascade.csv"
     if not file.is_file():
         return {}
-    threshold = float(pd.read_csv(file).threshold.iloc[0])
-    return dict(small="compact_tiny", large="compact_wide", min_confidence=threshold)
+    table = pd.read_csv(file).set_index("variant")
+    return dict(small=SMALL, large=LARGE, min_confidence=float(table.threshold[CASCADE]))
 
 def measured_facts(
     run_dir,

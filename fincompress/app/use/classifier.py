@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['CHARACTERS', 'NOT_TEXTS', 'MODEL_FILES', 'UNCERTAIN', 'checked_texts', 'readable_part', 'new_name_hint',
-           'named_package', 'model_folder', 'opened_model', 'softmax', 'checked_confidence', 'Classifier']
+           'named_package', 'model_folder', 'opened_model', 'checked_confidence', 'Classifier']
 
 # %% ../../../nbs/app/use/classifier.ipynb #744abbd0
 import re
 from pathlib import Path
 
-import numpy as np
-
-from ...lib.model.cascade import CASCADE
+from ...lib.model.cascade import CASCADE, softmax
 from fincompress.lib.onnx.packaged import (
     DEFAULT_MODEL,
     MODELS,
@@ -108,14 +106,6 @@ def opened_model(
     return OnnxModel(model_folder(model, revision), threads)
 
 # %% ../../../nbs/app/use/classifier.ipynb #9691d0d1
-def softmax(
-    logits # [n, classes]
-) -> np.ndarray: # float64 [n, classes]; each row sums to 1
-    "Probabilities from logits."
-    highest = logits.max(-1, keepdims=True, initial=-np.inf)
-    exponents = np.exp(logits - highest, dtype=np.float64)
-    return exponents/exponents.sum(-1, keepdims=True)
-
 UNCERTAIN = "uncertain" # the label where no probability is high enough
 
 def checked_confidence(value) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from ...lib.run.files import RunError
+from ...lib.run.files import RunError, read_utf8
 
 # %% ../../../nbs/app/use/document.ipynb #72ca92f3
 ITEM = re.compile(r"[-–•*·]\s|\(?\d{1,2}[.)]\s") # how an item of a list begins
@@ -139,12 +139,7 @@ def read_document(
     if size > 4*DOCUMENT_CHARACTERS:
         raise RunError(f"{file} has {size/1e6:,.0f} MB, too many for one document: "
                        f"at most {DOCUMENT_CHARACTERS:,} characters are read, so cut it into parts")
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise RunError(f"{file} is no text in UTF-8: convert it first, a PDF with pdftotext")
+    text = read_utf8(file, "convert it first, a PDF with pdftotext")
     try:
         return checked_document(text)
     except ValueError as error:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NEGATIVE', 'NEUTRAL', 'POSITIVE', 'TEMPERATURES', 'OWN_TEST', 'POOLED', 'ROLES', 'OWN', 'SEEN', 'FOREIGN_VALIDATION',
-           'FOREIGN_TEST', 'WORLD_COLUMNS', 'FLOOR_MODEL', 'NO_FOREIGN_SET', 'direction', 'separation',
-           'best_temperature', 'recalls', 'set_row', 'parts_by_source', 'pooled_parts', 'labelled_sets', 'from_floor',
-           'world_table', 'foreign_tests', 'here_and_elsewhere', 'calibration_here_and_elsewhere', 'by_set',
-           'elsewhere_in_words', 'missing_in_words']
+           'FOREIGN_TEST', 'WORLD_COLUMNS', 'FLOOR_MODEL', 'NO_FOREIGN_SET', 'right_direction', 'direction',
+           'separation', 'best_temperature', 'recalls', 'set_row', 'mean_over_sources', 'parts_by_source',
+           'pooled_parts', 'labelled_sets', 'from_floor', 'world_table', 'foreign_tests', 'here_and_elsewhere',
+           'calibration_here_and_elsewhere', 'by_set', 'elsewhere_in_words', 'missing_in_words']
 
 # %% ../../../nbs/lib/measure/foreign.ipynb #2c0a6437
 import numpy as np
@@ -31,6 +31,15 @@ from ..run.checkpoint import LABELS
 # %% ../../../nbs/lib/measure/foreign.ipynb #32be767c
 NEGATIVE, NEUTRAL, POSITIVE = CLASSES
 
+def right_direction(
+    labels, # true classes [n], none neutral
+    logits # [n, 3]
+) -> np.ndarray: # bool [n]
+    "Whether the larger polar logit is the right one."
+    labels, logits = np.asarray(labels), np.asarray(logits)
+    says_positive = logits[:, POSITIVE] > logits[:, NEGATIVE]
+    return says_positive == (labels == POSITIVE)
+
 def direction(
     labels, # true classes [n]
     logits # [n, 3]
@@ -40,8 +49,7 @@ def direction(
     polar = labels != NEUTRAL
     if not polar.any():
         return np.nan
-    says_positive = logits[polar, POSITIVE] > logits[polar, NEGATIVE]
-    return float((says_positive == (labels[polar] == POSITIVE)).mean())
+    return float(right_direction(labels[polar], logits[polar]).mean())
 
 def separation(
     labels, # true classes [n]
@@ -107,6 +115,18 @@ def set_row(
         expected_calibration_error_calibrated=calibrated)
 
 # %% ../../../nbs/lib/measure/foreign.ipynb #02c7f68e
+def mean_over_sources(
+    frame, # DataFrame [n]: label, source
+    logits # [n, 3]
+) -> float: # NaN where there is no sentence
+    "Mean of the macro-F1 over the sources of some labelled sentences."
+    logits = np.asarray(logits)
+    places = frame.reset_index(drop=True).groupby("source").indices.values()
+    labels = frame.label.to_numpy(int)
+    found = [scores(labels[part], logits[part])["macro_f1"] for part in places]
+    return float(np.mean(found)) if found else np.nan
+
+# %% ../../../nbs/lib/measure/foreign.ipynb #6eefeb14
 OWN_TEST = "own_test"
 POOLED = "phrasebank_fiqa"
 ROLES = ("test", "seen source", "foreign validation", "foreign test")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RunError', 'make_folder', 'atomic_path', 'write_text', 'write_json', 'read_json', 'write_csv', 'save_figure',
-           'file_digest', 'digest', 'files_below']
+           'read_utf8', 'file_digest', 'digest', 'files_below']
 
 # %% ../../../nbs/lib/run/files.ipynb #5efb40c6
 import hashlib
@@ -80,6 +80,20 @@ def save_figure(
     "Write a figure as PNG at 150 dots per inch, atomically."
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
+
+# %% ../../../nbs/lib/run/files.ipynb #3c14f91f
+def read_utf8(
+    file:Path,
+    advice:str # for the message: what to do with another kind of file
+) -> str:
+    "The text of a file; `RunError` names one that is no text in UTF-8."
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise RunError(f"{file.name} is not text in UTF-8: {advice}")
+    return text
 
 # %% ../../../nbs/lib/run/files.ipynb #c2884e2b
 def file_digest(path) -> str:
