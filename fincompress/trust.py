@@ -27,7 +27,7 @@ from .lib.model.variant import Variant
 from .lib.onnx.runtime import OnnxModel
 from .lib.run.checkpoint import folder_size
 
-# %% ../nbs/11_trust.ipynb #fba1c6e8
+# %% ../nbs/11_trust.ipynb #9040c51c
 VALIDATION = "validation" # the role of the run's own validation split
 CHOOSING = (VALIDATION, FOREIGN_VALIDATION) # roles that may guide choices
 TESTS = (OWN, FOREIGN_TEST)
