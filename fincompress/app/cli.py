@@ -10,8 +10,8 @@ __all__ = ['HELP', 'app', 'STUDY_PACKAGES', 'ProfileName', 'Values', 'RunFolder'
            'last_command', 'expected_parameters', 'status_row', 'status_rows', 'status', 'compared_cell',
            'compare_table', 'compared_runs', 'compare', 'export', 'sentences', 'refuse_model', 'answer_row',
            'answer_rows', 'print_csv', 'print_rows', 'document_row', 'strongest_table', 'print_summary',
-           'print_document', 'classify', 'listed_rows', 'listed_table', 'models', 'ask_key', 'enough_labels', 'bar',
-           'adapted_table', 'adapt', 'publish', 'demo', 'main']
+           'print_document', 'classify', 'thresholds_text', 'listed_rows', 'listed_table', 'models', 'ask_key',
+           'enough_labels', 'bar', 'adapted_table', 'adapt', 'publish', 'demo', 'main']
 
 # %% ../../nbs/app/cli.ipynb #0657f4a7
 import csv
@@ -487,13 +487,21 @@ def classify(
 # %% ../../nbs/app/cli.ipynb #3044f6b1
 LISTED = ("name", "bytes", "licence", "here", "elsewhere", "worst", "worst_set")
 
-def listed_rows() -> list[dict]: # keys: those of `LISTED`
+def thresholds_text(
+    thresholds:dict[str, float] # share of wrong answers → least confidence
+) -> str:
+    "The thresholds of a packaged model."
+    return ", ".join(f"{value:.2f} ({float(share):.0%})" for share, value in thresholds.items())
+
+def listed_rows() -> list[dict]: # keys: those of `LISTED`, and min_confidence
     "What was measured of each packaged model; `RunError` where there is none."
     found = packaged_models()
     if not found:
         raise RunError(NONE_HERE)
     measured = [read_measured(folder) for folder in found.values()]
-    return [{column: each[column] for column in LISTED} for each in measured]
+    return [{column: each[column] for column in LISTED} |
+            dict(min_confidence=thresholds_text(each.get("min_confidence", {})))
+            for each in measured]
 
 def listed_table(rows:list[dict]) -> Table: # `rows`: of `listed_rows`
     "The packaged models for the terminal."
@@ -511,8 +519,11 @@ def models(as_csv: AsCsv = False):
     "List the models that come with the package: size, licence, scores here and elsewhere."
     rows = listed_rows()
     if as_csv:
-        return print_csv(LISTED, rows)
+        return print_csv([*LISTED, "min_confidence"], rows)
     print_table(listed_table(rows))
+    typer.echo("Values of --min-confidence, and the wrong answers that they allow:")
+    for row in rows:
+        typer.echo(f"{row['name']}: {row['min_confidence'] or 'not known'}")
 
 # %% ../../nbs/app/cli.ipynb #59f1d92e
 def ask_key(number:int, text:str) -> str:
