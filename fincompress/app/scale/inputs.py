@@ -292,7 +292,7 @@ class Source:
     schema: pa.Schema # of the rows, without `PROBLEM`
     rows: int|None # about how many; None: not known beforehand
     tables: Callable # gives tables with the column `PROBLEM`
-    identity: list # of the content: files with size and time of change, or a name on the Hub
+    identity: list # files with size and time of change, or a name on the Hub
 
 def file_source(
     paths, # files, folders, patterns
@@ -316,7 +316,7 @@ def file_source(
         for batch in dataset.to_batches(**BATCH):
             yield to_table(batch, column=column)
 
-    identity = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    identity = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     return Source(column, schema, rows, tables, identity)
 
 def shards(

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import fincompress
 from ...lib.onnx.packaged import DEFAULT_MODEL
+from ...lib.onnx.runtime import cores
 from ...lib.run.files import RunError, atomic_path, read_json, write_json
 
 # %% ../../../nbs/app/scale/score.ipynb #a1a7ab34
@@ -88,10 +89,11 @@ class ShardWriter:
 def in_threads(
     writer:dict, # arguments of `ShardWriter`
     numbered, # a stream of (number, shard)
-    workers:int # threads
+    workers:int=None # threads; None: the cores of this machine
 ): # yields a Counter for each shard, in order
     "Score shards in threads of this process."
     write = ShardWriter(**writer)
+    workers = workers or cores()
     waiting = deque()
     with ThreadPoolExecutor(workers) as pool:
         for number, shard in numbered:
@@ -203,7 +205,7 @@ def count_all(
     source, # of `open_source`
     writer:dict, # arguments of `ShardWriter`
     engine, # such as `in_threads`
-    workers:int
+    workers:int|None # None: as many as the engine finds
 ): # yields a Counter for each shard
     "Score the shards that have no part yet."
     from fincompress.app.scale.inputs import shards
@@ -231,13 +233,12 @@ def score_files(
     prefix:str="", # of the new columns' names
     strict:bool=False, # a row that cannot be scored ends the job
     engine=in_threads,
-    workers:int=None, # shards that are scored at a time; None: the cores of this machine
+    workers:int=None, # shards that are scored at a time; None: one on each core
     tell=lambda counts, rows: None # called after each shard with its counts and all rows
 ) -> Counter: # of `COUNTED`
     "Score a corpus; a job that was interrupted goes on where it stopped."
     need_score()
     from fincompress.app.scale.shard import check_names, opened_scorer
-    from fincompress.lib.onnx.runtime import cores
     out = Path(out)
     check_place(out)
     source = open_source(inputs, column, format, split)
@@ -249,7 +250,7 @@ def score_files(
     writer = dict(folder=folder, column=source.column, model=model, prefix=prefix,
                   min_confidence=min_confidence, strict=strict)
     total = Counter()
-    for counts in count_all(source, writer, engine, workers or cores()):
+    for counts in count_all(source, writer, engine, workers):
         total.update(counts)
         tell(counts, source.rows)
     finish(folder, out)
