@@ -154,11 +154,11 @@ def json_writer(path): # gives a function that takes tables
         yield write
 
 @contextmanager
-def arrow_writer(path, schema): # gives a function that takes tables
-    "Write tables as Parquet or, if the path says so, as CSV."
+def arrow_writer(path, schema, ending:str): # gives a function that takes tables
+    "Write tables as Parquet or CSV."
     from pyarrow import csv, parquet
-    kind = csv.CSVWriter if ".csv" in Path(path).suffixes else parquet.ParquetWriter
-    with kind(path, schema) as writer:
+    kinds = {".csv": csv.CSVWriter, ".parquet": parquet.ParquetWriter}
+    with kinds[ending](path, schema) as writer:
         yield writer.write_table
 
 def merge(
@@ -171,8 +171,11 @@ def merge(
     kept = {key: value for key, value in (schema.metadata or {}).items() if key != COUNTS}
     schema = schema.with_metadata(kept or None)
     with atomic_path(out) as temporary:
-        is_json = out.suffix == ".jsonl"
-        with json_writer(temporary) if is_json else arrow_writer(temporary, schema) as write:
+        if out.suffix == ".jsonl":
+            writer = json_writer(temporary)
+        else:
+            writer = arrow_writer(temporary, schema, out.suffix)
+        with writer as write:
             for part in parts:
                 write(parquet.read_table(part, schema=schema))
 
