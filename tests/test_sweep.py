@@ -128,7 +128,7 @@ def test_a_finished_sweep_executes_nothing_and_writes_nothing(swept):
 
 def test_a_plan_writes_nothing(scored):
     sweep = planned(scored, "width=1,2", "learning_rate=1e-4,1e-3")
-    plan = [stages for _, stages in sweeps.plan(sweep)]
+    plan = [stages for _, stages in sweeps.execution_plan(sweep)]
     assert Counter(sum(plan, [])) == {"00_data": 1, "01_teacher": 2, "08_benchmark": 4}
     assert not sweep.folder.exists()
 
