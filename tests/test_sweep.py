@@ -288,6 +288,8 @@ def test_another_sweep_in_the_folder_is_refused(swept):
                                      **options)
         with pytest.raises(RunError, match="--grid width=1,2 --grid seed=42,43"):
             sweeps.run_sweep(other)
+        with pytest.raises(RunError, match="holds another sweep"):
+            sweeps.plan_table(other)
     assert times(sweep.folder) == before
 
 

@@ -410,7 +410,8 @@ def finished_keys(sweep:Sweep) -> set[str]:
     return found
 
 def execution_plan(sweep:Sweep) -> list[tuple]: # (point, names of the stages that it executes)
-    "What a run of the sweep would do."
+    "What a run of the sweep would do; `RunError` if the folder holds something else."
+    refuse_other_content(sweep)
     known = finished_keys(sweep)
     waiting = sweep.points
     rows = []
