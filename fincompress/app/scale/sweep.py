@@ -49,8 +49,8 @@ from fincompress.lib.run.files import (
     digest,
     read_json,
     save_figure,
+    write_csv,
     write_json,
-    write_text,
 )
 from ...lib.run.source import project_root
 from ...lib.run.stage import STAGES, stage_file
@@ -611,14 +611,13 @@ def draw_sweep(table, axes:list): # a matplotlib Figure; `table`: of `sweep_tabl
     return grid_panels(rows.assign(series=words), x, "series")
 
 def write_results(sweep:Sweep):
-    "Write `sweep.csv` and `sweep.png`, unless they are what they would be."
+    "Write `sweep.csv`, and `sweep.png` where the table has changed."
     table = sweep_table(sweep)
     if table is None:
         return
     file = sweep.folder/"sweep.csv"
-    text = table.to_csv(index=False)
     figure = sweep.folder/"sweep.png"
-    if figure.exists() and file.exists() and file.read_text(encoding="utf-8") == text:
-        return
-    write_text(file, text)
-    save_figure(figure, draw_sweep(table, sweep.axes))
+    before = file.read_bytes() if file.exists() else None
+    write_csv(file, table)
+    if file.read_bytes() != before or not figure.exists():
+        save_figure(figure, draw_sweep(table, sweep.axes))
