@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['INPUTS_SCHEMA', 'EXAMPLES', 'ERROR_TYPES', 'ERRORS', 'GONE', 'SECONDS', 'BATCH_TEXTS', 'BODY', 'given_texts',
-           'PredictRequest', 'complaint', 'parsed', 'Options', 'read_body', 'check_limits', 'model_answers',
-           'predictions', 'answer', 'unless_gone', 'ErrorAnswer', 'error_answer', 'add_errors', 'Metrics',
-           'CountRequests', 'Prediction', 'described_errors', 'model_info', 'add_predict', 'add_status', 'make_app']
+           'PredictRequest', 'complaint', 'parsed', 'read_body', 'check_limits', 'model_answers', 'predictions',
+           'answer', 'unless_gone', 'ErrorAnswer', 'error_answer', 'add_errors', 'Metrics', 'CountRequests',
+           'Prediction', 'described_errors', 'model_info', 'add_predict', 'add_status', 'make_app']
 
 # %% ../../../nbs/app/scale/predict_api.ipynb #b4441baa
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from typing import Annotated, Literal
 
 import numpy as np
@@ -38,11 +38,10 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
 import fincompress
-from .batching import Batcher, QueueFull
+from .batching import Batcher, Options, QueueFull
 from ..use.classifier import CHARACTERS, checked_texts, readable_part
 from ...lib.model.cascade import softmax
 from ...lib.run.checkpoint import read_info
-from ...lib.run.files import RunError
 
 # %% ../../../nbs/app/scale/predict_api.ipynb #f1cda5e4
 def given_texts(
@@ -107,30 +106,6 @@ def parsed(
     except ValidationError as error:
         raise HTTPException(422, complaint(error)) from None
 
-# %% ../../../nbs/app/scale/predict_api.ipynb #e030e3d1
-@dataclass(frozen=True)
-class Options:
-    "Batches and limits of a service; `RunError` names a value that makes no sense."
-    batch_size: int = 64 # texts that are computed together
-    window_ms: float = 0 # milliseconds that a request waits for others while nothing is computed
-    queue_size: int = 1024 # texts that may wait
-    max_bytes: int = 2_000_000 # of a request's body
-    max_texts: int = 128 # of a request
-    max_characters: int = CHARACTERS # of a text
-    body_seconds: float = 10 # in which a request's body must arrive
-
-    def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not value >= (0 if field.name == "window_ms" else 1):
-                raise RunError(f"{field.name} is {value}: give a larger number")
-        if self.max_characters > CHARACTERS:
-            raise RunError(f"max_characters is {self.max_characters}: no model reads more than "
-                           f"{CHARACTERS} characters of a text")
-        if self.queue_size < self.max_texts:
-            raise RunError(f"queue_size is {self.queue_size}, so a request of {self.max_texts} "
-                           "texts could never wait: give max_texts at most")
-
 # %% ../../../nbs/app/scale/predict_api.ipynb #059d429e
 async def read_body(
     request:Request,
@@ -175,7 +150,9 @@ def model_answers(
     logits, cut = model.read([*map(readable_part, texts)], batch_size)
     if not np.isfinite(logits).all():
         raise ArithmeticError("a score is not a number")
-    return [*zip(logits.tolist(), softmax(logits).tolist(), cut)]
+    incomplete = [was_cut or len(text.strip()) > CHARACTERS
+                  for text, was_cut in zip(texts, cut)]
+    return [*zip(logits.tolist(), softmax(logits).tolist(), incomplete)]
 
 def predictions(
     labels:list,
@@ -393,7 +370,7 @@ def add_status(app:FastAPI, batcher:Batcher, metrics:Metrics, info:dict):
 def make_app(
     classifier, # a `Classifier`
     name:str, # of the model
-    options:Options=Options()
+    options:Options
 ) -> FastAPI:
     "The service as an ASGI application."
     def compute(texts):

@@ -12,6 +12,7 @@ import signal
 import socket
 from pathlib import Path
 
+from .batching import Options
 from ...lib.onnx.packaged import DEFAULT_MODEL
 from ...lib.run.files import RunError
 
@@ -95,7 +96,7 @@ def serve_model(
 ):
     "Answer requests with a model until SIGTERM or Ctrl-C; needs the extra `serve`."
     need_serve()
-    from fincompress.app.scale.predict_api import Options, make_app
+    from fincompress.app.scale.predict_api import make_app
     from fincompress.app.use.classifier import Classifier
     checked = Options(**options)
     classifier = Classifier(model, threads)
