@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := study,document,score,scale,demo,dev,site,offline
+EXTRAS := study,document,score,scale,serve,demo,dev,site,offline
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help

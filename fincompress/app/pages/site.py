@@ -280,6 +280,8 @@ ROOMS = { # in the order of their imports
     "app/use": ("Use", "the classifier"),
     "app/deploy": ("Deploy", "cards, exported folders, the Hub"),
     "app/demo": ("Demo", "a page where models answer"),
+    "app/scale": ("Scale", "a corpus, several machines, a grid of runs"),
+    "app/serve": ("Serve", "a model over HTTP"),
 }
 
 def toctree(names, caption="") -> str: # Markdown
@@ -379,7 +381,7 @@ def executed_notebooks(
             notebooks[place] = with_outputs(root/"nbs"/place, kept, root)
     return notebooks
 
-GUIDES = ("classify", "long_texts", "adapt", "doubt", "score", "colab", "own_data",
+GUIDES = ("classify", "long_texts", "adapt", "doubt", "score", "serve", "colab", "own_data",
           "change_a_stage", "sweep", "take_a_model") # as one reads them
 
 def guide_names(notebooks:dict) -> list[str]: # pages
