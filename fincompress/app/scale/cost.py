@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASE', 'BILLION', 'WRK_SCRIPT', 'UNITS', 'distinct_headlines', 'draw_label', 'mean_pieces', 'memory_rate', 'job_rate',
            'pipeline_rate', 'billion_cost', 'planned_hours', 'wrk_script', 'wrk_figures', 'need_wrk', 'running_service',
-           'load', 'model_rows', 'ray_rows', 'service_rows', 'scale_table', 'write_scale']
+           'load', 'rate_rows', 'ray_rows', 'service_rows', 'scale_table', 'write_scale']
 
 # %% ../../../nbs/app/scale/cost.ipynb #f3fb954e
 import json
@@ -191,7 +191,7 @@ def load(
     return wrk_figures(done.stdout)
 
 # %% ../../../nbs/app/scale/cost.ipynb #7e0e24e0
-def model_rows(
+def rate_rows(
     name:str, # of a packaged model
     texts:list,
     file # with the same texts
@@ -245,7 +245,7 @@ def scale_table(
         pd.DataFrame(dict(text=texts)).to_parquet(whole)
         pd.DataFrame(dict(text=texts[:ray_rows_count])).to_parquet(part)
         for name in MODELS:
-            found += model_rows(name, texts, whole)
+            found += rate_rows(name, texts, whole)
         found += ray_rows("compact_narrow", part)
     tokenizer = packaged_folder("compact_narrow")/"tokenizer.json"
     rate = pipeline_rate(texts[:base_rows], tokenizer, cores())
