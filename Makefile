@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := study,document,demo,dev,site,offline
+EXTRAS := study,document,score,scale,serve,demo,dev,site,offline
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser study demo site test sync nbdev-test smoke readme reference package clean
+.PHONY: help install browser study demo site test sync nbdev-test smoke readme reference package scale clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -69,6 +69,9 @@ package: install ## Run the profile package and put its models into the package;
 	$(BIN)/fincompress run --profile package --run-dir outputs/package -p "data.data_folder=$(DATA)"
 	$(BIN)/python -c "from fincompress.app.deploy.package import package_models; package_models('outputs/package')"
 	@echo "== done: fincompress models"
+
+scale: install ## Measure corpus, service and cluster on an idle machine; needs wrk and packaged models
+	$(BIN)/python -c "from fincompress.app.scale.cost import write_scale; print(write_scale('outputs/reference'))"
 
 clean: ## Remove the environment, the site and the local runs
 	rm -rf $(VENV) build _site outputs/local outputs/smoke

@@ -2,8 +2,11 @@ __version__ = "0.2.0"
 
 
 def __getattr__(name):
-    "`Classifier`, imported when it is first asked for: the command and the notebooks do without its libraries."
+    "`Classifier` and `score`, imported when first asked for: the command and the notebooks do without their libraries."
     if name == "Classifier":
         from .app.use.classifier import Classifier
         return Classifier
+    if name == "score":
+        from .app.scale.score import score
+        return score
     raise AttributeError(f"module 'fincompress' has no attribute {name!r}")

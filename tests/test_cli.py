@@ -262,7 +262,8 @@ def test_models_are_listed(project, toy_models):
     printed = project.command("models", "--csv", before=LIGHT + toy_models).stdout
     rows = list(csv.DictReader(io.StringIO(printed)))
     assert [row["name"] for row in rows] == [*MODELS]
-    assert [*rows[0]] == ["name", "bytes", "licence", "here", "elsewhere", "worst", "worst_set"]
+    assert [*rows[0]] == ["name", "bytes", "licence", "here", "elsewhere", "worst", "worst_set",
+                          "min_confidence"]
     assert rows[0]["bytes"] == "4600000"
 
 

@@ -46,7 +46,7 @@ def test_the_wheel_has_every_extra(wheel):
     content = zipfile.ZipFile(wheel)
     (name,) = [name for name in content.namelist() if name.endswith(".dist-info/METADATA")]
     lines = content.read(name).decode().splitlines()
-    for extra in ("study", "demo", "adapt", "document"):
+    for extra in ("study", "demo", "adapt", "document", "score", "scale", "serve"):
         assert f"Provides-Extra: {extra}" in lines
     (syntok,) = [line for line in lines if line.startswith("Requires-Dist: syntok")]
     assert 'extra == "document"' in syntok

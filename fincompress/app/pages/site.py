@@ -280,6 +280,8 @@ ROOMS = { # in the order of their imports
     "app/use": ("Use", "the classifier"),
     "app/deploy": ("Deploy", "cards, exported folders, the Hub"),
     "app/demo": ("Demo", "a page where models answer"),
+    "app/scale": ("Scale", "a corpus, several machines, a grid of runs"),
+    "app/serve": ("Serve", "a model over HTTP"),
 }
 
 def toctree(names, caption="") -> str: # Markdown
@@ -379,8 +381,8 @@ def executed_notebooks(
             notebooks[place] = with_outputs(root/"nbs"/place, kept, root)
     return notebooks
 
-GUIDES = ("classify", "long_texts", "adapt", "doubt", "colab", "own_data", "change_a_stage",
-          "take_a_model") # as one reads them
+GUIDES = ("classify", "long_texts", "adapt", "doubt", "score", "serve", "colab", "own_data",
+          "change_a_stage", "sweep", "take_a_model") # as one reads them
 
 def guide_names(notebooks:dict) -> list[str]: # pages
     "The guides in their order, those that it does not know at the end, and Colab's notebook."

@@ -6,8 +6,8 @@
 __all__ = ['TYPES', 'NUMBER_WITH_EXPONENT', 'NO_PROFILES', 'FURTHER', 'LEAVE_OUT', 'parameter_cell', 'literal_assignment',
            'notebook_parameters', 'stage_needs', 'choose', 'full_stage', 'is_plain', 'is_list_of_texts', 'checked',
            'Loader', 'parse_yaml', 'profile_names', 'profile_file', 'load_profile', 'stage_values', 'stages_left_out',
-           'load_profile_seeds', 'parse_override', 'profile_changes', 'override_changes', 'own_parameters',
-           'stage_parameters']
+           'load_profile_seeds', 'parse_override', 'profile_changes', 'stages_meant', 'override_changes',
+           'own_parameters', 'stage_parameters']
 
 # %% ../../../nbs/app/study/parameters.ipynb #fdccb1f9
 import ast
@@ -242,6 +242,18 @@ def profile_changes(path:Path, stages): # yields (where, stage, name, value)
         for name, value in values.items():
             yield path, full_stage(stage, stages, path), name, value
 
+def stages_meant(
+    stage:str, # as it was given; "" where none was
+    name:str, # of a parameter
+    own:dict, # stage → its parameters
+    where:str # where the names were found, for the message
+) -> list[str]: # full names
+    "The stage that was given, or every stage that has the parameter."
+    if stage:
+        return [full_stage(stage, list(own), where)]
+    choose(name, sorted({known for values in own.values() for known in values}), "parameter")
+    return [found for found, values in own.items() if name in values]
+
 def override_changes(
     texts, # such as "epochs=3"
     own:dict # stage → its parameters
@@ -250,13 +262,8 @@ def override_changes(
     for text in texts:
         stage, name, value = parse_override(text)
         where = f"-p {text}"
-        if stage:
-            yield where, full_stage(stage, list(own), where), name, value
-            continue
-        choose(name, sorted({known for values in own.values() for known in values}), "parameter")
-        for stage, values in own.items():
-            if name in values:
-                yield where, stage, name, value
+        for changed in stages_meant(stage, name, own, where):
+            yield where, changed, name, value
 
 # %% ../../../nbs/app/study/parameters.ipynb #4d21f521
 def own_parameters(root:Path, stages=STAGES) -> dict[str, dict]: # stage → {name: value}

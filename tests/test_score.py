@@ -1,0 +1,319 @@
+"""Scoring a corpus: formats, bad rows, interruptions, memory, a feed, and a Ray cluster."""
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import hub_stand_in
+import pandas as pd
+import polars
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+import fincompress
+from fincompress.app.scale.inputs import SHARD_ROWS
+from fincompress.app.scale.ray_engine import on_ray
+from fincompress.app.scale.score import score_files
+from fincompress.lib.onnx.word_model import save_word_model
+from fincompress.lib.run.files import RunError
+
+MAIN = "from fincompress.app.cli import main; main()"
+ROWS = 6*SHARD_ROWS + 7
+MEMORY = 600 # MB
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")/"toy"
+    save_word_model(folder, {"rose": (0, 0, 2), "fell": (2, 0, 0)})
+    return folder
+
+
+def headlines(rows):
+    verbs = ("rose", "fell", "stood")
+    return [f"Sales {verbs[i % 3]} in region {i}" for i in range(rows)]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    "Headlines in a CSV file."
+    file = tmp_path_factory.mktemp("corpus")/"headlines.csv"
+    pd.DataFrame(dict(id=range(ROWS), headline=headlines(ROWS))).to_csv(file, index=False)
+    return file
+
+
+@pytest.fixture(scope="session")
+def answers(corpus, model, tmp_path_factory):
+    "The result of a job without any trouble."
+    out = tmp_path_factory.mktemp("answers")/"answers.parquet"
+    score_files([corpus], out, model, workers=1)
+    return out
+
+
+def command(*words):
+    return [sys.executable, "-c", MAIN, *map(str, words)]
+
+
+# Formats
+
+
+def write_formats(folder, table):
+    "The same rows in every format."
+    table.to_csv(folder/"a.csv", index=False)
+    with gzip.open(folder/"b.csv.gz", "wt", encoding="utf-8") as file:
+        table.to_csv(file, index=False)
+    table.to_parquet(folder/"c.parquet", index=False)
+    table.to_json(folder/"d.jsonl", orient="records", lines=True)
+    (folder/"e.txt").write_text("\n".join(table.headline) + "\n", encoding="utf-8")
+    return sorted(folder.iterdir())
+
+
+READERS = {".parquet": pd.read_parquet, ".csv": pd.read_csv,
+           ".jsonl": partial(pd.read_json, lines=True)}
+
+
+def test_every_format_gives_the_same_answers(tmp_path, model):
+    files = write_formats(tmp_path, pd.DataFrame(dict(id=range(50), headline=headlines(50))))
+    labels = []
+    for file in files:
+        for ending, read in READERS.items():
+            out = tmp_path/f"out-{file.name}{ending}"
+            score_files([file], out, model)
+            labels.append(read(out).label.tolist())
+    assert len(labels) == 15 and all(each == labels[0] for each in labels)
+    assert labels[0][:2] == ["positive", "negative"]
+
+
+def test_folders_patterns_and_several_files_keep_their_order(tmp_path, model):
+    (tmp_path/"news").mkdir()
+    for name in ("b", "a"):
+        (tmp_path/f"news/{name}.csv").write_text(f"id,text\n{name},Sales rose\n")
+    (tmp_path/"z.csv").write_text("id,text\nz,Sales fell\n")
+    ids = []
+    for inputs in ([tmp_path/"z.csv", tmp_path/"news"], [tmp_path/"z.csv", tmp_path/"news/*.csv"]):
+        out = tmp_path/f"out{len(ids)}.parquet"
+        score_files(inputs, out, model)
+        ids.append(pd.read_parquet(out).id.tolist())
+    assert ids == [["z", "a", "b"]]*2
+
+
+def test_a_typed_table_keeps_its_types(tmp_path, model):
+    table = pa.table({
+        "day": pa.array([1, 2], pa.date32()),
+        "text": pa.array(["Sales rose", "Sales fell"]).dictionary_encode(),
+        "tags": [["a"], []], "price": [1.5, None]})
+    parquet.write_table(table, tmp_path/"typed.parquet")
+    score_files([tmp_path/"typed.parquet"], tmp_path/"out.parquet", model, column="text")
+    scored = parquet.read_table(tmp_path/"out.parquet")
+    assert scored.select(table.schema.names).schema.equals(table.schema)
+    assert scored["price"].to_pylist() == [1.5, None]
+    with pytest.raises(RunError, match="CSV cannot hold the column tags"):
+        score_files([tmp_path/"typed.parquet"], tmp_path/"out.csv", model, column="text")
+
+
+def test_a_data_set_on_the_hub_is_streamed(tmp_path, model):
+    words = command("score", "you/headlines", "--model", model, "--prefix", "model_",
+                    "--out", tmp_path/"out.csv")
+    with hub_stand_in.hub(hub_stand_in.everything()) as server:
+        environment = os.environ | dict(HF_ENDPOINT=server.url, HF_HOME=str(tmp_path/"home"),
+                                        HF_HUB_OFFLINE="0")
+        done = subprocess.run(words, env=environment, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    scored = pd.read_csv(tmp_path/"out.csv", keep_default_na=False)
+    assert dict(zip(scored.text, scored.model_label))["Sales rose"] == "positive"
+
+
+# Bad rows
+
+
+def test_a_bad_row_is_kept_with_its_error(tmp_path, model):
+    lines = ['{"text": "Sales rose"}', '{"text": null}', '{"text": 5}', '{"text": "  "}', '{"te',
+             json.dumps(dict(text="x"*30_000)), '{"text": "Sales fell"}']
+    (tmp_path/"bad.jsonl").write_text("\n".join(lines))
+    counts = score_files([tmp_path/"bad.jsonl"], tmp_path/"out.parquet", model)
+    scored = pd.read_parquet(tmp_path/"out.parquet")
+    assert (counts["read"], counts["scored"], counts["failed"]) == (7, 2, 5)
+    assert scored.label.dropna().tolist() == ["positive", "negative"]
+    for text, error in zip(("no text", "not a text but int", "empty", "JSON", "characters"),
+                           scored.error.dropna()):
+        assert text in error
+    assert scored[["negative", "neutral", "positive"]].isna().all(axis=1).sum() == 5
+
+
+def test_strict_scoring_names_the_row_and_can_be_mended(tmp_path, model):
+    file = tmp_path/"bad.csv"
+    file.write_text("id,text\n1,Sales rose\n2,\n")
+    with pytest.raises(RunError, match=r"row 2 cannot be scored \(the text is empty\)"):
+        score_files([file], tmp_path/"out.csv", model, strict=True)
+    assert not (tmp_path/"out.csv").exists()
+    score_files([file], tmp_path/"out.csv", model)
+    assert pd.read_csv(tmp_path/"out.csv").error.tolist()[1] == "the text is empty"
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"", "cannot be read as csv"),
+    (b"id,text\n", "the input has no rows"),
+    (b"id,text\n1,a\n2,b,c\n", "Expected 2 columns, got 3"),
+    (b"a,b\n1,2\n", "--column"),
+    (b"text,label\na,b\n", "--prefix"),
+    (b"id,text\n1,a\n", "no column 'headline'"),
+])
+def test_an_input_that_cannot_be_scored(tmp_path, model, content, words):
+    (tmp_path/"x.csv").write_bytes(content)
+    column = "headline" if "headline" in words else None
+    with pytest.raises(RunError, match=words):
+        score_files([tmp_path/"x.csv"], tmp_path/"out.csv", model, column=column)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.csv"]
+
+
+def test_the_command_without_the_extra(fincompress_without_pyarrow):
+    done = fincompress_without_pyarrow
+    assert done.returncode == 1
+    assert 'pip install "fincompress[score]"' in done.stderr
+
+
+@pytest.fixture
+def fincompress_without_pyarrow(project):
+    from conftest import without
+    return project.command("score", "x.csv", "--out", "y.csv", before=without("pyarrow"))
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_job_goes_on_and_ends_in_the_same_bytes(
+        tmp_path, corpus, model, answers, sent):
+    out = tmp_path/"answers.parquet"
+    words = command("score", corpus, "--model", model, "--out", out, "--workers", 1)
+    job = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    first = job.stderr.readline()
+    job.send_signal(sent)
+    _, error = job.communicate(timeout=120)
+    assert f"of {ROWS:,} rows" in first and "left" in first
+    assert job.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
+    assert "the same command goes on" in error or sent == signal.SIGKILL
+    kept = len([*Path(f"{out}.parts").glob("part-*.parquet")])
+    assert 1 <= kept < 7 and not out.exists()
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert out.read_bytes() == answers.read_bytes()
+    assert f"read {ROWS:,}, scored {ROWS:,}, failed 0" in done.stdout
+
+
+def test_parts_of_another_job_are_not_mixed_in(tmp_path, model):
+    file = tmp_path/"x.csv"
+    file.write_text("text\nSales rose\n\"\"\n")
+    with pytest.raises(RunError):
+        score_files([file], tmp_path/"out.csv", model, strict=True)
+    file.write_text("text\nSales fell\n")
+    with pytest.raises(RunError, match="another job"):
+        score_files([file], tmp_path/"out.csv", model)
+
+
+def test_workers_change_no_byte(tmp_path, corpus, model, answers):
+    score_files([corpus], tmp_path/"answers.parquet", model, workers=3)
+    assert (tmp_path/"answers.parquet").read_bytes() == answers.read_bytes()
+
+
+# Memory
+
+
+def test_memory_does_not_grow_with_the_input(tmp_path, model):
+    file = tmp_path/"long.csv"
+    with open(file, "w") as out:
+        out.write("id,text\n")
+        for i in range(40*SHARD_ROWS):
+            out.write(f"{i},Sales rose in region {i} {'and so on '*20}\n")
+    words = command("score", file, "--model", model, "--out", tmp_path/"out.parquet")
+    code = f"import resource, subprocess; subprocess.run({words!r}, check=True); " \
+           "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(done.stdout.split()[-1])*unit/1e6 < MEMORY
+
+
+# A feed
+
+
+def test_a_feed_is_answered_line_by_line(model):
+    feed = subprocess.Popen(command("score", "-", "--model", model), stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE, text=True, bufsize=1)
+    labels = []
+    for text in ("Sales rose", "Sales fell"):
+        feed.stdin.write(text + "\n")
+        feed.stdin.flush()
+        labels.append(json.loads(feed.stdout.readline())["label"]) # before the next line is sent
+    feed.stdin.close()
+    assert feed.wait(timeout=60) == 0
+    assert labels == ["positive", "negative"]
+
+
+def test_what_is_piped_in_can_be_a_job(tmp_path, model):
+    words = command("score", "-", "--format", "jsonl", "--model", model, "--out", tmp_path/"o.csv")
+    given = '{"id": 1, "text": "Sales rose"}\n{"id": 2, "text": "Sales fell"}\n'
+    done = subprocess.run(words, input=given, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert pd.read_csv(tmp_path/"o.csv").label.tolist() == ["positive", "negative"]
+
+
+# From Python
+
+
+def test_a_polars_frame_comes_back_as_one(model):
+    frame = polars.DataFrame(dict(day=[1, 2], headline=["Sales rose", None]))
+    scored = fincompress.score(frame, model=model)
+    assert isinstance(scored, polars.DataFrame)
+    assert scored["label"].to_list() == ["positive", None]
+    assert scored["error"].to_list() == [None, "there is no text"]
+
+
+def test_a_table_in_memory_gets_the_answers_of_its_file(corpus, model, answers):
+    scored = fincompress.score(pd.read_csv(corpus), model=model)
+    expected = pd.read_parquet(answers)
+    for name in ("label", "negative", "neutral", "positive"):
+        assert (scored[name].to_numpy() == expected[name].to_numpy()).all()
+
+
+# A cluster
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    "Two nodes on loopback, and the address."
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+    small = dict(num_cpus=1, object_store_memory=80*1024**2)
+    cluster = Cluster(initialize_head=True, head_node_args=small)
+    cluster.add_node(**small)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_cluster_gives_the_same_bytes_though_a_node_is_killed(
+        tmp_path, corpus, model, answers, cluster):
+    def kill(counts, rows):
+        if len(cluster.list_all_nodes()) == 2:
+            cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
+
+    out = tmp_path/"answers.parquet"
+    counts = score_files([corpus], out, model, tell=kill, workers=2,
+                         engine=partial(on_ray, address=cluster.address))
+    assert len(cluster.list_all_nodes()) == 1
+    assert counts["read"] == counts["scored"] == ROWS
+    assert out.read_bytes() == answers.read_bytes()
+    assert not Path(f"{out}.parts").exists()
+
+
+def test_a_worker_names_the_row_that_strict_scoring_refuses(tmp_path, model, cluster):
+    (tmp_path/"bad.csv").write_text("id,text\n1,Sales rose\n2,\n")
+    with pytest.raises(RunError, match="row 2 cannot be scored"):
+        score_files([tmp_path/"bad.csv"], tmp_path/"out.csv", model, strict=True, workers=1,
+                    engine=partial(on_ray, address=cluster.address))
