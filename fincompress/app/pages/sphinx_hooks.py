@@ -79,8 +79,9 @@ def option_help(info) -> str: # `info`: what typer knows of a parameter
 def command_help(thing) -> dict[str, str]: # `thing`: any function; name → options and help
     "What a command says of its parameters."
     kinds = getattr(thing, "__annotations__", {})
-    return {name: option_help(get_args(kind)[1]) for name, kind in kinds.items()
+    told = {name: get_args(kind)[1] for name, kind in kinds.items()
             if get_origin(kind) is Annotated}
+    return {name: option_help(info) for name, info in told.items() if hasattr(info, "param_decls")}
 
 # %% ../../../nbs/app/pages/sphinx_hooks.ipynb #065c112b
 def document(app, what:str, name:str, thing, options, lines:list[str]):
