@@ -16,6 +16,7 @@ WORKDIR /tmp
 USER 10001
 EXPOSE 8080
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/health', timeout=4)"]
+    CMD ["python", "-c", "from urllib.request import urlopen; \
+urlopen('http://127.0.0.1:8080/health', timeout=4)"]
 # as a list: the process itself gets the signal that stops it
 CMD ["fincompress", "serve", "--host", "0.0.0.0"]

@@ -6,7 +6,8 @@ EXTRAS := study,document,score,scale,serve,demo,dev,site,offline
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser study demo site test sync nbdev-test smoke readme reference package scale clean
+.PHONY: help install browser study demo site test sync nbdev-test smoke
+.PHONY: readme reference package scale clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -70,8 +71,9 @@ package: install ## Run the profile package and put its models into the package;
 	$(BIN)/python -c "from fincompress.app.deploy.package import package_models; package_models('outputs/package')"
 	@echo "== done: fincompress models"
 
-scale: install ## Measure corpus, service and cluster on an idle machine; needs wrk and packaged models
-	$(BIN)/python -c "from fincompress.app.scale.cost import write_scale; print(write_scale('outputs/reference'))"
+scale: install ## Measure corpus, service and cluster on an idle machine; needs wrk
+	$(BIN)/python -c "from fincompress.app.scale.cost import write_scale; \
+		print(write_scale('outputs/reference'))"
 
 clean: ## Remove the environment, the site and the local runs
 	rm -rf $(VENV) build _site outputs/local outputs/smoke

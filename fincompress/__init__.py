@@ -2,7 +2,7 @@ __version__ = "0.2.0"
 
 
 def __getattr__(name):
-    "`Classifier` and `score`, imported when first asked for: the command and the notebooks do without their libraries."
+    "`Classifier` and `score`, imported when first asked for: other uses need no such libraries."
     if name == "Classifier":
         from .app.use.classifier import Classifier
         return Classifier

@@ -17,7 +17,6 @@ __all__ = ['HELP', 'app', 'STUDY_PACKAGES', 'ProfileName', 'Values', 'RunFolder'
 
 # %% ../../nbs/app/cli.ipynb #0657f4a7
 import csv
-import importlib.util
 import json
 import os
 import sys
@@ -34,6 +33,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import fincompress
+from .extras import need_extra
 from .results import COMPARED, compared_results, is_finished, left_out, stages_of
 from .serve.service import ServiceOptions, serve_model
 from .study.parameters import profile_file, stage_parameters, stages_left_out
@@ -66,12 +66,8 @@ def need_study(
     *packages # what that extra installs
 ):
     "Refuse where the packages of the study, or of a further extra, are not installed."
-    wanted = (*STUDY_PACKAGES, *packages)
-    missing = [name for name in wanted if not importlib.util.find_spec(name)]
-    if missing:
-        extras = ",".join(filter(None, ("study", extra)))
-        raise RunError(f'this command needs {", ".join(missing)}: '
-                       f'pip install "fincompress[{extras}]"')
+    extras = ",".join(filter(None, ("study", extra)))
+    need_extra("this command", extras, (*STUDY_PACKAGES, *packages))
 
 def print_table(table:Table):
     "Print a table as text, in a notebook too."

@@ -6,11 +6,11 @@
 __all__ = ['FileWriter', 'shard_files', 'need_ray', 'on_ray']
 
 # %% ../../../nbs/app/scale/ray_engine.ipynb #6f312e63
-import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
 
+from ..extras import need_extra
 from .score import ShardWriter
 from ...lib.run.files import RunError, atomic_path
 
@@ -45,8 +45,7 @@ def shard_files(
 # %% ../../../nbs/app/scale/ray_engine.ipynb #6c6c4978
 def need_ray():
     "`RunError` where the extra `scale` is not installed."
-    if not importlib.util.find_spec("ray"):
-        raise RunError('the engine ray needs ray: pip install "fincompress[scale]"')
+    need_extra("the engine ray", "scale", ["ray"])
 
 def on_ray(
     writer:dict, # arguments of `ShardWriter`; the folder is seen by all machines

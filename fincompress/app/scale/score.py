@@ -9,7 +9,6 @@ __all__ = ['SCORE_PACKAGES', 'COUNTS', 'PLAN', 'ENDINGS', 'TEXT_TYPES', 'need_sc
            'frame_texts', 'frame_answers', 'with_columns', 'score']
 
 # %% ../../../nbs/app/scale/score.ipynb #bd37f1e2
-import importlib.util
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import fincompress
+from ..extras import need_extra
 from ...lib.onnx.packaged import DEFAULT_MODEL
 from ...lib.onnx.runtime import cores
 from ...lib.run.files import RunError, atomic_path, read_json, write_json
@@ -28,10 +28,7 @@ SCORE_PACKAGES = ("pyarrow", "datasets") # what the extra `score` installs
 
 def need_score():
     "`RunError` where the extra `score` is not installed."
-    missing = [name for name in SCORE_PACKAGES if not importlib.util.find_spec(name)]
-    if missing:
-        raise RunError(f"scoring needs {', '.join(missing)}: "
-                       'pip install "fincompress[score]"')
+    need_extra("scoring", "score", SCORE_PACKAGES)
 
 # %% ../../../nbs/app/scale/score.ipynb #51006ce9
 COUNTS = b"fincompress" # the entry of a part's metadata

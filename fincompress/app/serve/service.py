@@ -7,11 +7,11 @@ __all__ = ['SERVE_PACKAGES', 'KEEP_ALIVE', 'LAST_REQUESTS', 'need_serve', 'liste
            'run_until_stopped', 'model_name', 'serve_model']
 
 # %% ../../../nbs/app/serve/service.ipynb #03c6774e
-import importlib.util
 import signal
 import socket
 from pathlib import Path
 
+from ..extras import need_extra
 from .batching import ServiceOptions
 from ...lib.onnx.packaged import DEFAULT_MODEL
 from ...lib.run.files import RunError
@@ -21,10 +21,7 @@ SERVE_PACKAGES = ("fastapi", "uvicorn", "prometheus_client") # what the extra `s
 
 def need_serve():
     "`RunError` where the extra `serve` is not installed."
-    missing = [name for name in SERVE_PACKAGES if not importlib.util.find_spec(name)]
-    if missing:
-        raise RunError(f"a service needs {', '.join(missing)}: "
-                       'pip install "fincompress[serve]"')
+    need_extra("a service", "serve", SERVE_PACKAGES)
 
 # %% ../../../nbs/app/serve/service.ipynb #cb9686a0
 def listen(

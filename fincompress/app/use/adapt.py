@@ -13,6 +13,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..extras import need_extra
 from .classifier import model_folder
 from ...lib.onnx.runtime import OnnxModel
 from ...lib.run.checkpoint import CARD, INFO, LABELS, read_info, save_checkpoint
@@ -29,10 +30,7 @@ ADAPT_PACKAGES = ("onnx", "sklearn", "pandas", "jinja2") # what the extra `adapt
 
 def need_packages():
     "`RunError` where the extra `adapt` is not installed."
-    missing = [name for name in ADAPT_PACKAGES if not importlib.util.find_spec(name)]
-    if missing:
-        raise RunError(f"adapting needs {', '.join(missing)}: "
-                       'pip install "fincompress[adapt]"')
+    need_extra("adapting", "adapt", ADAPT_PACKAGES)
 
 def read_strings(file): # gives a DataFrame of strings
     "The rows of a CSV file; `RunError` where it is none."
