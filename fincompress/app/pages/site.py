@@ -382,7 +382,7 @@ def executed_notebooks(
     return notebooks
 
 GUIDES = ("classify", "long_texts", "adapt", "doubt", "score", "serve", "colab", "own_data",
-          "change_a_stage", "sweep", "take_a_model") # as one reads them
+          "change_a_stage", "sweep", "devices", "take_a_model") # as one reads them
 
 def guide_names(notebooks:dict) -> list[str]: # pages
     "The guides in their order, those that it does not know at the end, and Colab's notebook."
