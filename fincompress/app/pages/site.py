@@ -381,7 +381,7 @@ def executed_notebooks(
             notebooks[place] = with_outputs(root/"nbs"/place, kept, root)
     return notebooks
 
-GUIDES = ("classify", "long_texts", "adapt", "doubt", "score", "serve", "colab", "own_data",
+GUIDES = ("classify", "long_texts", "adapt", "doubt", "score", "cost", "serve", "colab", "own_data",
           "change_a_stage", "sweep", "take_a_model") # as one reads them
 
 def guide_names(notebooks:dict) -> list[str]: # pages

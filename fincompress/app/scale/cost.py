@@ -6,13 +6,13 @@
 __all__ = ['HEADINGS', 'TWO_SENTENCES', 'WORK', 'IN_MEMORY', 'IN_FILES', 'MEMORY', 'FILES', 'PROCESSES', 'CLUSTER', 'BASE',
            'PIPELINE', 'WRK_SCRIPT', 'UNITS', 'IN_PROCESS', 'SERVICE', 'SOAK', 'CLIENTS', 'WARM_UP', 'SCALE',
            'SCALE_COLUMNS', 'NOT_MEASURED_YET', 'scale_view', 'news_sentence', 'distinct_headlines', 'mean_pieces',
-           'core_numbers', 'started_work', 'finished_work', 'work_figures', 'scale_job', 'rate_row', 'rate_rows',
-           'steady_seconds', 'cluster_shards', 'cluster_rows', 'text_pipeline', 'pipeline_row', 'pipeline_rows',
-           'wrk_script', 'wrk_figures', 'need_wrk', 'load', 'running_service', 'service_memory', 'in_process_row',
-           'service_rows', 'soak_rows', 'ScaleSettings', 'ScalePart', 'scale_parts', 'chosen_parts', 'part_identity',
-           'read_scale', 'kept_rows', 'measured_part', 'write_scale', 'core_hours', 'best_rows', 'model_costs',
-           'cluster_efficiency', 'cluster_plan', 'model_plans', 'rates_for_pages', 'round_example', 'scale_statement',
-           'rate_sentence', 'soak_sentence']
+           'core_numbers', 'user_environment', 'started_work', 'finished_work', 'work_figures', 'scale_job', 'rate_row',
+           'rate_rows', 'steady_seconds', 'cluster_shards', 'cluster_rows', 'text_pipeline', 'pipeline_row',
+           'pipeline_rows', 'wrk_script', 'wrk_figures', 'need_wrk', 'load', 'running_service', 'service_memory',
+           'in_process_row', 'service_rows', 'soak_rows', 'ScaleSettings', 'ScalePart', 'scale_parts', 'chosen_parts',
+           'part_identity', 'read_scale', 'kept_rows', 'measured_part', 'write_scale', 'core_hours', 'best_rows',
+           'model_costs', 'cluster_efficiency', 'cluster_plan', 'model_plans', 'rates_for_pages', 'round_example',
+           'scale_statement', 'rate_sentence', 'soak_sentence']
 
 # %% ../../../nbs/app/scale/cost.ipynb #f3fb954e
 import json
@@ -128,15 +128,19 @@ def core_numbers() -> list[int]:
         return sorted(os.sched_getaffinity(0))
     return [*range(cores())]
 
+def user_environment() -> dict:
+    "The environment of this process without what `make` sets, which slows the tokeniser down."
+    environment = {**os.environ}
+    environment.pop("TOKENIZERS_PARALLELISM", None)
+    return environment
+
 def started_work(
     program:str, # of `WORK`
     job:dict # cores, and what the program reads
 ) -> subprocess.Popen:
-    "A process that works, in the environment of a user: `make` makes the tokeniser slower."
-    environment = {**os.environ}
-    environment.pop("TOKENIZERS_PARALLELISM", None)
-    return subprocess.Popen([sys.executable, "-c", program, json.dumps(job)], env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    "A process that works."
+    return subprocess.Popen([sys.executable, "-c", program, json.dumps(job)], text=True,
+                            env=user_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 def finished_work(process:subprocess.Popen) -> dict: # what the program prints
     "The figures of a process; `RunError` if it failed."
@@ -362,7 +366,7 @@ def running_service(model): # yields its address
     "`fincompress serve` in a process of its own; `RunError` if it does not start."
     words = ["-c", "from fincompress.app.cli import main; main()", "serve", "--model", str(model)]
     process = subprocess.Popen([sys.executable, *words, "--port", "0"], stdout=subprocess.PIPE,
-                               text=True)
+                               text=True, env=user_environment())
     try:
         address = re.search(r"http\S+", process.stdout.readline())
         if not address:
