@@ -168,11 +168,11 @@ def work_figures(
 IN_MEMORY = WORK.format(preparation="""from pyarrow import parquet
 from fincompress.app.use.classifier import opened_model
 texts = parquet.read_table(job["file"])["text"].to_pylist()
-model = opened_model(job["model"])
+model = opened_model(job["model"], threads=len(job["cores"]))
 model.read(texts[:1000])""", work="sentences = len(model.read(texts)[0])")
 IN_FILES = WORK.format(
     preparation="from fincompress.app.scale.score import score_files",
-    work="""counts = score_files([job["file"]], job["out"], job["model"])
+    work="""counts = score_files([job["file"]], job["out"], job["model"], workers=len(job["cores"]))
 assert not counts["copies"], "some headlines are there twice"
 sentences = counts["scored"]""")
 MEMORY, FILES, PROCESSES = "in memory", "file to file", "file to file, several processes"
@@ -632,8 +632,8 @@ def scale_statement(
     packaged = {file_digest(folder/"model.onnx") for folder in packaged_models().values()}
     same = {*table.digest} <= packaged
     models = "those packaged here" if same else "others than those packaged here: measure again"
-    return (f"Measured by `make scale` on {machines}, in {duration(took)}, finished "
-            f"{table.finished.max()}. The models are {models}.")
+    return (f"Measured by `make scale` on {machines}, in {took/60:.0f} minutes, finished on "
+            f"{table.finished.max()[:10]}. The models are {models}.")
 
 def rate_sentence(
     table, # of `read_scale`
