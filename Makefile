@@ -71,9 +71,9 @@ package: install ## Run the profile package and put its models into the package;
 	$(BIN)/python -c "from fincompress.app.deploy.package import package_models; package_models('outputs/package')"
 	@echo "== done: fincompress models"
 
-scale: install ## Measure corpus, service and cluster on an idle machine; needs wrk
+scale: install ## Measure files, cluster and service on an idle machine (half an hour, needs wrk); ONLY is one part
 	$(BIN)/python -c "from fincompress.app.scale.cost import write_scale; \
-		print(write_scale('outputs/reference'))"
+		print(write_scale('outputs/reference', '$(ONLY)'))"
 
 clean: ## Remove the environment, the site and the local runs
 	rm -rf $(VENV) build _site outputs/local outputs/smoke

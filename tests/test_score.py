@@ -239,6 +239,26 @@ def test_memory_does_not_grow_with_the_input(tmp_path, model):
     assert int(done.stdout.split()[-1])*unit/1e6 < MEMORY
 
 
+READ = """
+import sys
+from fincompress.app.scale.inputs import file_source, shards
+from fincompress.lib.run.machine import peak_memory
+print(sum(map(len, shards(file_source(sys.argv[1:]).tables()))), peak_memory())
+"""
+
+
+def test_memory_does_not_grow_with_a_group_of_rows(tmp_path):
+    "A Parquet file whose rows are all in one group, of some 400 MB of text."
+    texts = pa.array([f"Sales rose in region {i} {'and so on '*20}" for i in range(10_000)])
+    table = pa.table({"text": pa.chunked_array([texts]*200)})
+    parquet.write_table(table, tmp_path/"group.parquet", row_group_size=len(table))
+    command = [sys.executable, "-c", READ, tmp_path/"group.parquet"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows, peak = done.stdout.split()
+    assert int(rows) == len(table) and float(peak) < MEMORY/2
+
+
 # A feed
 
 

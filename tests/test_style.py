@@ -317,6 +317,14 @@ def test_no_public_name_is_defined_twice():
     assert not twice
 
 
+def test_a_module_defines_a_name_once():
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    for path in modules():
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        names = [node.name for node in body if isinstance(node, kinds)]
+        assert len(names) == len(set(names)), path
+
+
 # Measures
 
 

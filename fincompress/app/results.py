@@ -258,7 +258,7 @@ def model_texts(
         "Model": names,
         "Size (MB)": number_texts(rows.size_bytes/1e6, "{:.1f}"),
         "Text to label (ms)": number_texts(rows.latency_ms_p50, "{:.2f}"),
-        "Times faster than BERT-base, padded": number_texts(rows.times_faster, "{:.1f}"),
+        "Times faster than BERT-base, padded": number_texts(rows.times_faster, "{:,.0f}"),
         heading: with_intervals(scores, rows) if intervals else scores,
         ELSEWHERE: elsewhere_texts(rows),
         "Licence": [*rows.licence]})

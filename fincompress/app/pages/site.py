@@ -381,8 +381,8 @@ def executed_notebooks(
             notebooks[place] = with_outputs(root/"nbs"/place, kept, root)
     return notebooks
 
-GUIDES = ("classify", "long_texts", "adapt", "doubt", "score", "serve", "colab", "own_data",
-          "change_a_stage", "sweep", "take_a_model") # as one reads them
+GUIDES = ("classify", "long_texts", "adapt", "doubt", "score", "cost", "serve", "colab",
+          "own_data", "change_a_stage", "sweep", "devices", "take_a_model") # as one reads them
 
 def guide_names(notebooks:dict) -> list[str]: # pages
     "The guides in their order, those that it does not know at the end, and Colab's notebook."

@@ -31,10 +31,12 @@ def listen(
     "A socket that listens; `RunError` if the address cannot be used."
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        listening = socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         raise RunError(f"the service cannot use port {port} of {host} ({error}): "
                        "choose another with --port") from error
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 def web_address(
     listening:socket.socket

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..run.files import RunError
+from .processes import own_part, processes
 
 # %% ../../../nbs/lib/train/batches.ipynb #a890de42
 NO_LABEL = -100 # PyTorch's cross-entropy leaves it out
@@ -84,18 +85,21 @@ def batches(
     batch_size:int, # sentences a batch
     seed:int=None, # shuffles; None keeps the order by length
     epoch:int=0, # each epoch has its own order
-    pad_to:int=0 # least length of a batch, in word pieces
+    pad_to:int=0, # least length of a batch, in word pieces
+    shared:bool=False # whether processes that train together share out each batch
 ) -> DataLoader: # of dicts: input_ids and attention_mask [B, T]; labels, index and targets [B, …]
     "Batches padded to their own longest sentence; the order depends on seed and epoch alone."
     generator = None if seed is None else random.Random(1_000_003*seed + epoch)
     lengths = [len(ids) for ids in sentences.token_ids]
     groups = _grouped(lengths, batch_size, generator)
+    if shared:
+        groups = [own_part(rows) for rows in groups]
     return DataLoader(sentences, batch_sampler=groups, collate_fn=partial(_padded, pad_to=pad_to))
 
 # %% ../../../nbs/lib/train/batches.ipynb #76651afd
 def device() -> torch.device:
-    "The GPU if there is one, else the CPU."
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    "The GPU if there is one, this process's own where several train together; else the CPU."
+    return processes().device
 
 def to_device(batch:dict, where) -> dict:
     "The batch with every tensor on a device."

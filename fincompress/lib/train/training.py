@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['cross_entropy', 'warmup_decay', 'low_precision_dtype', 'autocast', 'FitSettings', 'TrainingParts', 'save_state',
-           'read_state', 'load_state', 'Progress', 'evaluate', 'trainable_parts', 'optimizer_and_scaler', 'update',
-           'train_epoch', 'best_epoch', 'copied_weights', 'Training', 'fit', 'compare_precision', 'step_seconds']
+           'read_state', 'load_state', 'Progress', 'evaluate', 'trainable_parts', 'LossModule', 'loss_module',
+           'optimizer_and_scaler', 'update', 'train_epoch', 'best_epoch', 'copied_weights', 'Training', 'fit',
+           'compare_precision', 'step_seconds']
 
 # %% ../../../nbs/lib/train/training.ipynb #4fa23ea2
 import json
@@ -21,12 +22,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sklearn.metrics import f1_score
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ..run.files import RunError, atomic_path, digest, write_csv
 from .batches import Sentences, batches, device, predict, to_device
+from .processes import balanced, from_all, from_first, processes, summed
 
 # %% ../../../nbs/lib/train/training.ipynb #6126ef1a
 def cross_entropy(model, batch) -> tuple: # (loss, {"cross_entropy": loss})
@@ -87,17 +90,19 @@ class TrainingParts:
     scaler: torch.amp.GradScaler
 
 def _generators() -> dict:
-    "States of torch's random number generators, as byte tensors."
-    states = {"random.cpu": torch.get_rng_state()}
+    "States of this process's random number generators, as byte tensors."
+    states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        states["random.cuda"] = torch.cuda.get_rng_state()
-    return states
+        states["cuda"] = torch.cuda.get_rng_state()
+    return _prefixed(f"random.{processes().process_index}", states)
 
 def _set_generators(tensors:dict):
-    "Put the random number generators back."
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+    "Put this process's random number generators back."
+    states = _part(f"random.{processes().process_index}", tensors)
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 def _prefixed(prefix:str, tensors:dict) -> dict:
     return {f"{prefix}.{name}": value for name, value in tensors.items()}
@@ -137,7 +142,9 @@ def save_state(
     if not facts["ended"]:
         tensors |= _prefixed("now", parts.weights.state_dict())
         tensors |= _prefixed("optimizer", _moments(parts.optimizer))
-        tensors |= _generators()
+        tensors |= from_all(_generators())
+    if not processes().is_main_process:
+        return
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic_path(path) as file:
         save_file(tensors, file, {"key": key, "facts": json.dumps(facts)})
@@ -231,6 +238,22 @@ def trainable_parts(*parts) -> nn.ModuleList: # `parts`: anything
     "Those of the parts that have weights of their own."
     return nn.ModuleList([part for part in parts if isinstance(part, nn.Module)])
 
+class LossModule(nn.Module):
+    "A model and its loss in one module, which gives the loss of a batch and its terms."
+    def __init__(self, model, loss_fn):
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forward(self, batch): return self.loss_fn(self.model, batch)
+
+def loss_module(model, loss_fn) -> nn.Module: # called with a batch
+    "A `LossModule`; with several processes one whose gradients are means over all of them."
+    module = LossModule(model, loss_fn)
+    if processes().num_processes == 1:
+        return module
+    return DistributedDataParallel(module, static_graph=True)
+
 def optimizer_and_scaler(
     trained, # a module
     learning_rate:float,
@@ -256,9 +279,8 @@ def update(loss, parts:TrainingParts, scheduler, clip:float):
     scheduler.step()
 
 def train_epoch(
-    model,
-    loss_fn,
-    loader, # batches
+    module, # a `loss_module`
+    loader, # batches; with several processes this one's part of each
     parts:TrainingParts,
     scheduler,
     where, # the device
@@ -267,22 +289,23 @@ def train_epoch(
     after_step # called with the number of steps done
 ) -> dict: # "train_" and the term → mean over the epoch's sentences
     "One pass over the batches."
-    totals = {}
-    count = 0
-    model.train()
+    totals = dict(count=0)
+    module.train()
     for step, batch in enumerate(loader):
         batch = to_device(batch, where)
         with autocast(where, mixed_precision):
-            loss, terms = loss_fn(model, batch)
+            loss, terms = module(batch)
         if not torch.isfinite(loss) and not parts.scaler.is_enabled():
             raise RunError(f"the loss became {loss.item()} at step {step + 1}: "
                            "lower the learning rate")
-        update(loss, parts, scheduler, clip)
         size = len(batch["labels"])
-        count += size
+        update(balanced(loss, size), parts, scheduler, clip)
+        totals["count"] += size
         for name, value in {"loss": loss, **terms}.items():
             totals[name] = totals.get(name, 0) + value.item()*size
         after_step(step + 1)
+    totals = summed(totals)
+    count = totals.pop("count")
     return {f"train_{name}": total/count for name, total in totals.items()}
 
 def best_epoch(history:list[dict]) -> int: # counted from 0; the first of equals
@@ -307,7 +330,8 @@ class Training:
         self.where = device()
         self.key = digest([key, asdict(settings), len(train), len(val)])
         self.steps = -(-len(train)//settings.batch_size)
-        self.progress = Progress(name, settings.epochs, self.steps)
+        self.first = processes().is_main_process
+        self.progress = Progress(name if self.first else None, settings.epochs, self.steps)
         self.begin()
 
     def begin(self):
@@ -321,7 +345,7 @@ class Training:
             average = get_ema_multi_avg_fn(s.ema_decay)
             self.averaged = AveragedModel(self.model, multi_avg_fn=average)
         self.parts = TrainingParts(trainable_parts(trained, self.averaged), optimizer, scaler)
-        torch.manual_seed(s.seed)
+        torch.manual_seed(s.seed + processes().process_index)
         self.best, facts = load_state(self.state, self.key, self.parts)
         facts = facts or dict(history=[], ended=False)
         self.history = facts["history"]
@@ -330,6 +354,7 @@ class Training:
         total = s.epochs*self.steps
         self.scheduler = LambdaLR(
             optimizer, lambda step: warmup_decay(before + step, total, s.warmup))
+        self.module = loss_module(self.model, self.loss_fn)
 
     def epoch(self):
         "Train one epoch, evaluate, keep the best, save the state."
@@ -342,12 +367,12 @@ class Training:
                 self.averaged.update_parameters(self.model)
             self.progress.step(number, step)
 
-        loader = batches(self.train, s.batch_size, s.seed, number)
-        terms = train_epoch(self.model, self.loss_fn, loader, self.parts, self.scheduler,
-                            self.where, s.clip, s.mixed_precision, after_step)
+        loader = batches(self.train, s.batch_size, s.seed, number, shared=True)
+        terms = train_epoch(self.module, loader, self.parts, self.scheduler, self.where,
+                            s.clip, s.mixed_precision, after_step)
         evaluated = self.averaged.module if self.averaged else self.model
         row = dict(epoch=number + 1, learning_rate=self.scheduler.get_last_lr()[0])
-        row |= terms | evaluate(evaluated, self.val)
+        row |= terms | from_first(lambda: evaluate(evaluated, self.val))
         self.history.append(dict(row, seconds=round(time.monotonic() - started, 2)))
         if self.averaged or best_epoch(self.history) == number:
             self.best = copied_weights(evaluated)
@@ -376,14 +401,16 @@ def fit(
     key:str="", # digest of what the training depends on beyond the arguments here
     name:str=None # shown in the progress; None shows none
 ) -> pd.DataFrame: # one row an epoch: learning rate, training terms, validation, seconds
-    "Train a model; keep its best epoch on validation, or the moving average of its weights."
+    """Train a model; keep its best epoch on validation, or the moving average of its weights.
+
+    With several processes every one calls it and ends with the same weights; the first writes."""
     training = Training(model, loss_fn, train, val, settings, state, key, name)
     while not training.ended:
         training.epoch()
     training.progress.bar.close()
     model.load_state_dict(training.best)
     history = pd.DataFrame(training.history)
-    if log:
+    if log and training.first:
         write_csv(log, history)
     return history
 
@@ -421,6 +448,7 @@ def step_seconds(
     optimizer, scaler = optimizer_and_scaler(trained, 1e-5, 0., where, mixed_precision)
     parts = TrainingParts(trained, optimizer, scaler)
     constant = LambdaLR(optimizer, lambda step: 1.)
+    module = loss_module(model, loss_fn)
     marks = []
 
     def after_step(step):
@@ -428,25 +456,5 @@ def step_seconds(
             torch.cuda.synchronize()
         marks.append(time.perf_counter())
 
-    train_epoch(model, loss_fn, loader, parts, constant, where, 1., mixed_precision, after_step)
+    train_epoch(module, loader, parts, constant, where, 1., mixed_precision, after_step)
     return [later - earlier for earlier, later in zip(marks, marks[1:])]
-
-# %% ../../../nbs/lib/train/training.ipynb #433fdf8e
-def compare_precision(
-    new_model, # called without arguments; a model with the same start each time
-    loss_fn,
-    train:Sentences,
-    val:Sentences,
-    settings:FitSettings
-) -> pd.DataFrame: # one row a precision: best macro-F1 and loss on validation, seconds an epoch
-    "Train twice, with mixed precision and in float32."
-    rows = []
-    for mixed in (True, False):
-        history = fit(new_model(), loss_fn, train, val, replace(settings, mixed_precision=mixed))
-        dtype = low_precision_dtype(device()) if mixed else None
-        rows.append(dict(
-            products=str(dtype or torch.float32).removeprefix("torch."),
-            val_macro_f1=history.val_macro_f1.max(),
-            val_loss=history.val_loss.min(),
-            seconds_an_epoch=history.seconds.mean()))
-    return pd.DataFrame(rows)
