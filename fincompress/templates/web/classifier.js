@@ -357,14 +357,20 @@ function characterNgrams(text, longest) {
 
 /** A linear model on TF-IDF: what a compact model has to beat. */
 class Floor {
-    /** @param {any} record of floor.json */
-    constructor(record) {
+    /**
+     * @param {any} record of model.json
+     * @param {string} lines an n-gram each, with its idf and a weight a label
+     */
+    constructor(record, lines) {
         this.name = /** @type {string} */ (record.name);
         this.labels = /** @type {string[]} */ (record.labels);
         this.bias = /** @type {number[]} */ (record.bias);
         this.longest = [record.word_ngrams, record.char_ngrams];
-        /** @type {Map<string, number[]>[]} n-gram → [idf, a weight a label] */
-        this.tables = record.ngrams.map((/** @type {[string, number[]][]} */ rows) => new Map(rows));
+        const rows = lines.trimEnd().split("\n").map((line) => {
+            const [ngram, ...numbers] = line.split("\t");
+            return /** @type {[string, number[]]} */ ([ngram, numbers.map(Number)]);
+        });
+        this.tables = [new Map(rows.slice(0, record.words)), new Map(rows.slice(record.words))];
     }
 
     /** @param {string} text */
@@ -404,7 +410,7 @@ class Floor {
 }
 
 /**
- * Open the linear model from a folder with floor.json.
+ * Open the linear model from its folder.
  * @param {string | URL} folder relative to the page
  * @param {Progress} [tell]
  * @returns {Promise<Floor>}
@@ -413,7 +419,7 @@ export async function openFloor(folder, tell = () => {}) {
     const problem = whyNot();
     if (problem) throw new Error(problem);
     const place = new URL(folder, globalThis.document?.baseURI ?? import.meta.url);
-    const { floor } = await readJson(new URL("model.json", place));
-    const [bytes] = await checkedFiles([{ folder: place, file: floor }], tell);
-    return new Floor(JSON.parse(new TextDecoder().decode(bytes)));
+    const record = await readJson(new URL("model.json", place));
+    const [bytes] = await checkedFiles([{ folder: place, file: record.floor }], tell);
+    return new Floor(record, new TextDecoder().decode(bytes));
 }
