@@ -7,11 +7,11 @@ __all__ = ['PACKAGE_RUN', 'PACKAGED', 'SITE_PAGES', 'write_try_page', 'write_liv
            'is_for_web', 'export_packaged']
 
 # %% ../../../nbs/app/web/site_parts.ipynb #f441c04c
-import shutil
+import tempfile
 from pathlib import Path
 
 from ...lib.onnx.packaged import packaged_folder, packaged_models
-from ...lib.run.files import RunError, write_text
+from ...lib.run.files import RunError, make_folder, write_text
 
 # %% ../../../nbs/app/web/site_parts.ipynb #8b96000e
 PACKAGE_RUN = "outputs/package" # below the project's folder
@@ -76,10 +76,14 @@ def export_packaged(
     "A packaged model for a page; a folder that holds anything else is refused."
     source = packaged_folder(variant)
     place = Path(folder or f"{variant}-web").resolve()
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        if not place.is_dir() or not is_for_web(place):
-            raise RunError(f"{place} holds something that is not an export for the web: "
-                           "choose another folder with --out, or empty it")
-        shutil.rmtree(place)
-    write_for_web(source, place, variant.replace("compact", PACKAGED))
+    is_new = not place.exists() or place.is_dir() and not any(place.iterdir())
+    if not is_new and not (place.is_dir() and is_for_web(place)):
+        raise RunError(f"{place} holds something that is not an export for the web: "
+                       "choose another folder with --out, or empty it")
+    make_folder(place.parent)
+    with tempfile.TemporaryDirectory(dir=place.parent) as work:
+        write_for_web(source, Path(work)/"new", variant.replace("compact", PACKAGED))
+        if place.exists():
+            place.rename(Path(work)/"former")
+        (Path(work)/"new").rename(place)
     return place

@@ -163,7 +163,7 @@ def write_web_model(
 
 # %% ../../../nbs/app/web/web_folder.ipynb #8a73dfab
 BESIDE_MODEL = ("LICENSE", "NOTICE", CARD) # of an exported folder
-WEB_FOLDER = ("index.html", "classifier.js", "runtime", "model", *BESIDE_MODEL)
+WEB_FOLDER = ("index.html", "classifier.js", "runtime", "model")
 
 def is_web_folder(folder) -> bool:
     "Whether a folder holds what `write_web_folder` writes, and nothing else."
@@ -186,4 +186,4 @@ def write_web_folder(
     shutil.copy(web_assets()/"example.html", folder/"index.html")
     for each in BESIDE_MODEL:
         if (source/each).is_file():
-            shutil.copy(source/each, folder)
+            shutil.copy(source/each, folder/"model")

@@ -166,7 +166,7 @@ function answerOf(labels, chances, truncated) {
  * How far the label's probability falls without each word, each left out once, in one batch.
  * @param {Model} model
  * @param {string} text
- * @returns {Promise<{label: string, chance: number, words: WordEffect[], more: boolean}>}
+ * @returns {Promise<{label: string, words: WordEffect[], more: boolean}>}
  */
 export async function explain(model, text) {
     const all = readablePart(text)[0].split(INNER_SPACE).filter(Boolean);
@@ -175,8 +175,7 @@ export async function explain(model, text) {
     const [whole, ...shorter] = await model.chances([all.join(" "), ...without]);
     const best = whole.indexOf(Math.max(...whole));
     const effects = words.map((word, i) => ({ word, effect: whole[best] - shorter[i][best] }));
-    return { label: model.labels[best], chance: whole[best], words: effects,
-        more: all.length > WORDS };
+    return { label: model.labels[best], words: effects, more: all.length > WORDS };
 }
 
 // The encoder

@@ -1,7 +1,7 @@
 /**
  * The box of the page *Try it*: a sentence or lines in, answers of the ticked models out.
  *
- * Each `[data-try]` on a page is a box. Parts that it lacks are not filled in.
+ * A page has one box, in one or several `[data-try]`. Parts that it lacks are not filled in.
  *
  * @typedef {import("./classifier.js").Model} Model
  * @typedef {import("./classifier.js").Answer} Answer
@@ -147,9 +147,7 @@ function save(name, content) {
 // A box
 
 class Box {
-    /** @param {HTMLElement} root */
-    constructor(root) {
-        this.root = root;
+    constructor() {
         this.turn = 0; // answers of an earlier turn are not shown
         this.rows = /** @type {{text: string, answer: Answer}[]} */ ([]);
         this.form = /** @type {HTMLFormElement} */ (this.part("form"));
@@ -157,8 +155,14 @@ class Box {
         this.listen();
         const problem = whyNot();
         this.say(problem);
-        root.querySelectorAll("button").forEach((button) => { button.disabled = Boolean(problem); });
-        root.hidden = false;
+        for (const root of this.all("[data-try]")) root.hidden = false;
+        for (const button of /** @type {HTMLButtonElement[]} */ (this.all("[data-try] button")))
+            button.disabled = Boolean(problem);
+    }
+
+    /** @param {string} selector */
+    all(selector) {
+        return /** @type {HTMLElement[]} */ (Array.from(document.querySelectorAll(selector)));
     }
 
     /**
@@ -166,7 +170,7 @@ class Box {
      * @returns {HTMLElement | null}
      */
     part(name) {
-        return this.root.querySelector(`[data-part=${name}]`);
+        return document.querySelector(`[data-part=${name}]`);
     }
 
     listen() {
@@ -183,9 +187,9 @@ class Box {
         this.form.addEventListener("change", (event) => {
             if (event.target !== this.sentence) this.answerSoon();
         });
-        for (const button of this.root.querySelectorAll("button[data-text]"))
+        for (const button of this.all("button[data-text]"))
             button.addEventListener("click", () => {
-                this.sentence.value = /** @type {HTMLElement} */ (button).dataset.text ?? "";
+                this.sentence.value = button.dataset.text ?? "";
                 this.sentence.scrollIntoView({ block: "center" });
                 this.answer();
             });
@@ -198,16 +202,17 @@ class Box {
 
     /** @returns {Choice[]} */
     choices() {
-        const ticked = this.root.querySelectorAll("input[name=model]:checked, input[type=hidden]");
-        return Array.from(ticked, (input) => {
-            const { value, dataset } = /** @type {HTMLInputElement} */ (input);
-            return { folder: value, title: dataset.title ?? "", kind: dataset.kind ?? "" };
-        });
+        const given = this.all("[data-try] :is(input[name=model]:checked, input[type=hidden])");
+        return /** @type {HTMLInputElement[]} */ (given).map(({ value, dataset }) =>
+            ({ folder: value, title: dataset.title ?? "", kind: dataset.kind ?? "" }));
     }
 
-    /** @param {string} text a problem, or nothing */
-    say(text) {
-        const place = this.part("problem");
+    /**
+     * @param {string} text a problem, or nothing
+     * @param {string} where it is shown
+     */
+    say(text, where = "problem") {
+        const place = this.part(where);
         if (place) place.textContent = text;
     }
 
@@ -215,9 +220,10 @@ class Box {
      * @param {number} done
      * @param {number} total 0: there is nothing to wait for
      * @param {string} what
+     * @param {string} where it is shown
      */
-    progress(done, total, what = "") {
-        const place = this.part("progress");
+    progress(done, total, what = "", where = "progress") {
+        const place = this.part(where);
         if (!place) return;
         place.hidden = total === 0;
         const [bar, words] = place.children;
@@ -225,13 +231,17 @@ class Box {
         words.textContent = what;
     }
 
-    /** @param {Choice} choice */
-    async open(choice) {
+    /**
+     * @param {Choice} choice
+     * @param {string} where the progress is shown
+     */
+    async open(choice, where = "progress") {
+        const size = (/** @type {number} */ bytes) => (bytes / 1e6).toFixed(1);
         try {
             return await modelOf(choice, (loaded, total) => this.progress(loaded, total,
-                `${choice.title}: ${(loaded / 1e6).toFixed(1)} of ${(total / 1e6).toFixed(1)} MB`));
+                `${choice.title}: ${size(loaded)} of ${size(total)} MB`, where));
         } finally {
-            this.progress(0, 0);
+            this.progress(0, 0, "", where);
         }
     }
 
@@ -290,8 +300,8 @@ class Box {
         await wait(0);
         const found = await explain(await this.open(choice), text);
         if (turn !== this.turn) return;
-        const about = `${choice.title} says ${found.label} with ${found.chance.toFixed(3)}. `
-            + "Below each word: how many points this falls without it."
+        const about = `${choice.title} says ${found.label}. Below each word: by how many points of `
+            + "a hundred the probability of this falls without it."
             + (found.more ? ` These are the first ${found.words.length} words.` : "");
         place.replaceChildren(make("p", about), wordList(found));
     }
@@ -309,9 +319,9 @@ class Box {
             if (!choice) throw new Error("Tick at least one model.");
             await this.computeLines(choice, texts, turn);
         } catch (error) {
-            if (turn === this.turn) this.say(messageOf(error));
+            if (turn === this.turn) this.say(messageOf(error), "lines-problem");
         } finally {
-            this.progress(0, 0);
+            this.progress(0, 0, "", "lines-progress");
         }
     }
 
@@ -321,18 +331,19 @@ class Box {
      * @param {number} turn
      */
     async computeLines(choice, texts, turn) {
-        const model = await this.open(choice);
+        const model = await this.open(choice, "lines-progress");
         const rows = [];
         let drawn = performance.now();
         for (const text of texts) {
             rows.push({ text, answer: await model.answer(text) });
             if (performance.now() - drawn < PATIENCE) continue;
-            this.progress(rows.length, texts.length, `${rows.length} of ${texts.length} lines`);
+            this.progress(rows.length, texts.length, `${rows.length} of ${texts.length} lines`,
+                "lines-progress");
             await wait(0);
             drawn = performance.now();
             if (turn !== this.turn) return;
         }
-        this.say("");
+        this.say("", "lines-problem");
         this.rows = rows;
         this.showLines(choice, model.labels);
     }
@@ -346,18 +357,18 @@ class Box {
             `${this.rows.filter(({ answer }) => answer.label === label).length} ${label}`);
         const more = this.rows.length > SHOWN
             ? ` The first ${SHOWN} are shown; the file has all.` : "";
-        const caption = make("caption", `${choice.title}, ${this.rows.length} lines: `
+        const about = make("p", `${choice.title}, ${this.rows.length} lines: `
             + `${counts.join(", ")}.${more}`);
         const rows = this.rows.slice(0, SHOWN).map(({ text, answer }) => make("tr",
             make("td", text), make("td.try-label", answer.label),
             ...labels.map((label) => make("td.try-number", answer.scores[label].toFixed(3)))));
         const head = headRow(["Text", "Answer", ...labels]);
+        this.part("lines-about")?.replaceChildren(about);
         this.part("lines-table")?.replaceChildren(
-            make("table.try-many", caption, head, make("tbody", ...rows)));
+            make("table.try-many", head, make("tbody", ...rows)));
         const button = this.part("save");
         if (button) button.hidden = false;
     }
 }
 
-for (const root of document.querySelectorAll("[data-try]"))
-    new Box(/** @type {HTMLElement} */ (root));
+new Box();
