@@ -43,10 +43,12 @@ def npm_command() -> list[str]:
     raise RunError(NO_NODE)
 
 def install_packages(
-    folder:Path # with package.json and package-lock.json
+    folder:Path, # with package.json and package-lock.json
+    with_tools:bool=False # the type checker of the scripts too
 ):
     "Let npm install exactly what the lock file names, into `node_modules`."
-    words = ["ci", "--ignore-scripts", "--omit=dev", "--no-audit", "--no-fund"]
+    words = ["ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    words += [] if with_tools else ["--omit=dev"]
     done = subprocess.run([*npm_command(), *words], cwd=folder, capture_output=True, text=True)
     if done.returncode:
         last = "\n".join(done.stderr.strip().splitlines()[-3:])
