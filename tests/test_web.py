@@ -7,7 +7,6 @@ import json
 import random
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,13 @@ from conftest import loopback
 from fincompress.app.pages.site import run_sphinx, toctree
 from fincompress.app.use.classifier import Classifier
 from fincompress.app.web.browser import difference_row
-from fincompress.app.web.floor import strongest_ngrams, write_floor
+from fincompress.app.web.floor import strongest_ngrams, write_floor_results
 from fincompress.app.web.site_parts import with_try_box, write_live_pages
 from fincompress.app.web.try_page import HARD
 from fincompress.app.web.web_folder import (
     cache_folder,
     install_packages,
-    npm_command,
+    run_npm,
     web_assets,
 )
 from fincompress.lib.model.cascade import softmax
@@ -87,7 +86,7 @@ def run(tmp_path_factory):
     linear.save(folder/"outputs/package/checkpoints/baseline_tfidf", **record)
     (folder/"outputs/package/data").mkdir()
     test.to_csv(folder/"outputs/package/data/test.csv", index=False)
-    write_floor(folder/"outputs/package", 2000)
+    write_floor_results(folder/"outputs/package", 2000)
     shutil.copy(ROOT/"outputs/package/results/behaviour.csv", folder/"outputs/package/results")
     return folder
 
@@ -127,6 +126,7 @@ def opened(browser, address, asked):
     def opened(name="try.html", width=1400, before="", **options):
         size = dict(width=width, height=900)
         context = browser.new_context(viewport=size, base_url=address, **options)
+        context.set_default_timeout(60_000)
         contexts.append(context)
         context.on("request", lambda request: asked.append(request.url))
         page = context.new_page()
@@ -187,7 +187,6 @@ def ask(page, text):
 def test_the_page_answers_as_the_package_does(page, texts, name):
     # a lone half of a character cannot travel to the browser: the next test has it
     whole = [text for text in texts if "\ud800" not in text]
-    native = [Classifier(name, threads=1)(text) for text in whole[:1]]
     classify = Classifier(name, threads=1)
     native = [classify(text) for text in whole]
     found = difference_row(native, answers_in(page, name, whole))
@@ -296,8 +295,7 @@ def test_the_models_answer_side_by_side(page):
     names = [row[0] for row in rows_of(page)]
     assert names == ["Packaged, wide", DEFAULT, "Packaged, tiny", "TF-IDF, linear"]
     for box in page.get_by_role("checkbox").all():
-        box.set_checked(f"{DEFAULT}\n" in box.locator("..").inner_text() + "\n"
-                        or DEFAULT in box.locator("..").inner_text())
+        box.set_checked("compact_narrow" in box.get_attribute("value"))
     page.wait_for_function("document.querySelectorAll('[data-part=answers] tbody tr').length == 1")
 
 
@@ -494,8 +492,7 @@ def test_the_scripts_agree_with_their_types():
         shutil.copy(file, kept)
     if not (kept/"node_modules/typescript").is_dir():
         install_packages(kept, with_tools=True)
-    done = subprocess.run([*npm_command(), "run", "check"], cwd=kept, text=True,
-                          capture_output=True)
+    done = run_npm(kept, "run", "check")
     assert done.returncode == 0, done.stdout
 
 

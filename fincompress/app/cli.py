@@ -358,7 +358,7 @@ def export(
         metavar="onnx|torch|web",
         help="onnx is for Classifier, torch for transformers, web for a page.")] = "onnx",
     out: Annotated[Path | None, typer.Option(
-        metavar="FOLDER", help="Where it goes; default: exports/VARIANT-onnx in RUN.")] = None,
+        metavar="FOLDER", help="Where it goes; default: exports/VARIANT-TO in RUN.")] = None,
 ):
     "Write one folder to deploy: model, tokeniser, configuration and model card."
     from fincompress.app.web.site_parts import PACKAGED, export_packaged

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEPT_NGRAMS', 'DIGITS', 'FLOOR_NAME', 'FLOOR_RECORD', 'FLOOR_LINES', 'strongest_ngrams', 'ngram_lines',
-           'floor_record', 'write_floor', 'has_floor', 'write_web_floor']
+           'floor_record', 'write_floor_results', 'has_floor', 'write_web_floor']
 
 # %% ../../../nbs/app/web/floor.ipynb #b030d059
 import shutil
@@ -73,7 +73,7 @@ def floor_record(
                 words=len(model.vectorizers[0].vocabulary), ngrams=len(model.weight),
                 whole_ngrams=len(whole.weight), **found)
 
-def write_floor(
+def write_floor_results(
     run_dir, # with its checkpoints and its sentences
     count:int=KEPT_NGRAMS
 ) -> Path: # of the record

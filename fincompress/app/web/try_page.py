@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['HARD', 'PASSED', 'WEB_STATIC', 'WEAK', 'PAGE_FILES', 'behaviour_of', 'packaged_title', 'behaviour_words',
-           'hard_groups', 'megabytes', 'score_words', 'model_choice', 'floor_choice', 'floor_sentence_of', 'weak_kinds',
-           'elsewhere_words', 'browser_table', 'browser_words', 'write_web_files', 'try_box', 'try_page']
+           'hard_groups', 'total_megabytes', 'score_words', 'choice_of_model', 'floor_choice', 'floor_sentence_of',
+           'weak_kinds', 'elsewhere_words', 'browser_table', 'browser_words', 'write_web_files', 'try_box',
+           'markdown_table', 'try_page']
 
 # %% ../../../nbs/app/web/try_page.ipynb #c33dd4a2
 import shutil
@@ -81,7 +82,7 @@ def hard_groups(table, names) -> list[tuple]: # (title, words, HTML); `table`, `
 # %% ../../../nbs/app/web/try_page.ipynb #99229384
 WEB_STATIC = "_static/web" # on the site
 
-def megabytes(folder:Path, names) -> float:
+def total_megabytes(folder:Path, names) -> float:
     "The size of files of a folder."
     return sum((folder/name).stat().st_size for name in names)/1e6
 
@@ -90,14 +91,14 @@ def score_words(record:dict) -> str: # `record`: of measured.json
     here, elsewhere = record["here"], record["elsewhere"]
     return f"macro-F1 {here:.2f} on its own kind of text, {elsewhere:.2f} elsewhere"
 
-def model_choice(name:str, source:Path) -> dict: # keys: folder, title, kind, hint, ticked
+def choice_of_model(name:str, source:Path) -> dict: # keys: folder, title, kind, hint, ticked
     "A packaged model's line in the box."
-    size = megabytes(source, ("model.onnx", "tokenizer.json"))
+    size = total_megabytes(source, ("model.onnx", "tokenizer.json"))
     return dict(folder=f"{WEB_STATIC}/{name}/", title=packaged_title(name), kind="encoder",
                 hint=f"{size:.1f} MB; {score_words(read_measured(source))}",
                 ticked=name == DEFAULT_MODEL)
 
-def floor_choice(run_dir) -> dict: # keys: as of `model_choice`
+def floor_choice(run_dir) -> dict: # keys: as of `choice_of_model`
     "The linear model's line in the box."
     record = read_json(Path(run_dir)/FLOOR_RECORD)
     return dict(folder=f"{WEB_STATIC}/floor/", title=record["name"], kind="floor", ticked=False,
@@ -179,20 +180,24 @@ def try_box(
 ) -> str: # HTML
     "The box where the models answer."
     sources = packaged_models()
-    choices = [model_choice(name, source) for name, source in sources.items()]
+    choices = [choice_of_model(name, source) for name, source in sources.items()]
     if has_floor(run_dir):
         choices.append(floor_choice(run_dir))
-    first = megabytes(sources[DEFAULT_MODEL], ("model.onnx", "tokenizer.json"))
-    first += megabytes(web_runtime(kept), ("ort.wasm", "ort.js", "tokenizers.js"))
+    first = total_megabytes(sources[DEFAULT_MODEL], ("model.onnx", "tokenizer.json"))
+    first += total_megabytes(web_runtime(kept), ("ort.wasm", "ort.js", "tokenizers.js"))
     return render("web/try_box.html.j2", models=choices, small=small, first_load=f"{first:.0f}",
                   colours={label: colour_of(label) for label in LABELS})
+
+def markdown_table(table) -> str: # `table`: a DataFrame of texts
+    "A table in Markdown."
+    rows = table.to_numpy(dtype=object).tolist()
+    return render("table.md.j2", columns=[*table.columns], rows=rows)
 
 def try_page(
     run_dir, # of the packaged models
     kept=None # see `web_runtime`
 ) -> str: # Markdown
     "The page *Try it*."
-    from fincompress.app.pages.readme import pipe_table
     behaviour = behaviour_of(run_dir)
     table = browser_table(run_dir)
     length = read_json(packaged_models()[DEFAULT_MODEL]/"config.json")["max_length"]
@@ -202,5 +207,5 @@ def try_page(
         weak=[*weak_kinds(behaviour), elsewhere_words()],
         floor=floor_sentence_of(run_dir) if has_floor(run_dir) else None,
         limits=render("limits.md.j2", length=length, int8=False), default_model=DEFAULT_MODEL,
-        browser=None if table is None else pipe_table(table),
+        browser=None if table is None else markdown_table(table),
         browser_words=None if table is None else browser_words(run_dir))

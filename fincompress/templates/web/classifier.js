@@ -188,12 +188,13 @@ let libraries;
 
 /**
  * ONNX Runtime on one thread, and the tokeniser; loaded once a page.
- * @param {Uint8Array<ArrayBuffer>} wasm
+ * @param {Uint8Array<ArrayBuffer> | undefined} wasm not needed where they are loaded
  */
 function openLibraries(wasm) {
     libraries ??= (async () => {
-        const [ort, tokenizers] = await Promise.all([
-            import(new URL("ort.js", RUNTIME).href), import(new URL("tokenizers.js", RUNTIME).href)]);
+        if (!wasm) throw new Error("ONNX Runtime did not load: load the page again.");
+        const [ort, tokenizers] = await Promise.all(
+            ["ort.js", "tokenizers.js"].map((name) => import(new URL(name, RUNTIME).href)));
         ort.env.wasm.numThreads = 1;
         ort.env.wasm.wasmBinary = wasm.buffer;
         ort.env.logLevel = "error";
@@ -306,12 +307,13 @@ export async function openModel(folder, tell = () => {}) {
     const place = new URL(folder, globalThis.document?.baseURI ?? import.meta.url);
     const [record, runtime] = await Promise.all([
         readJson(new URL("model.json", place)), readJson(new URL("runtime.json", RUNTIME))]);
-    const [graph, tokenizerFile, wasm] = await checkedFiles([
-        { folder: place, file: record.graph },
-        { folder: place, file: record.tokenizer },
-        { folder: RUNTIME, file: runtime.wasm }], tell);
+    const wanted = [{ folder: place, file: record.graph },
+        { folder: place, file: record.tokenizer }];
+    if (!libraries) wanted.push({ folder: RUNTIME, file: runtime.wasm });
+    const [graph, tokenizerFile, wasm] = await checkedFiles(wanted, tell);
     const { ort, tokenizers } = await openLibraries(wasm);
-    const tokenizer = new tokenizers.Tokenizer(JSON.parse(new TextDecoder().decode(tokenizerFile)), {});
+    const vocabulary = JSON.parse(new TextDecoder().decode(tokenizerFile));
+    const tokenizer = new tokenizers.Tokenizer(vocabulary, {});
     const session = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
     return new Encoder(record, tokenizer, session, ort);
 }

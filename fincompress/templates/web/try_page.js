@@ -97,22 +97,25 @@ function headRow(titles) {
 }
 
 /**
+ * A word's colour: the label's own where the word speaks for it.
+ * @param {string} label
  * @param {number} effect
  * @param {number} largest
  */
-function tint(effect, largest) {
+function tint(label, effect, largest) {
     const share = Math.round(60 * Math.abs(effect) / Math.max(largest, PALE));
-    return `color-mix(in srgb, var(--${effect > 0 ? "for" : "against"}) ${share}%, transparent)`;
+    const colour = effect > 0 ? label : "against";
+    return `color-mix(in srgb, var(--${colour}) ${share}%, transparent)`;
 }
 
 /** @param {Awaited<ReturnType<typeof explain>>} found */
-function wordList({ words }) {
+function wordList({ label, words }) {
     const largest = Math.max(...words.map(({ effect }) => Math.abs(effect)));
     return make("p.try-words", ...words.map(({ word, effect }) => {
         const points = Math.abs(effect) < 0.0005 ? "0" : (100 * effect).toFixed(1);
         const number = (effect >= 0.0005 ? `+${points}` : points).replace("-", "−");
         const shown = make("span", word, " ", make("small", number));
-        shown.style.background = tint(effect, largest);
+        shown.style.background = tint(label, effect, largest);
         return shown;
     }));
 }
