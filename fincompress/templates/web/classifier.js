@@ -320,7 +320,7 @@ export async function openModel(folder, tell = () => {}) {
 
 // The floor
 
-const LINK = /https?:\/\/\P{White_Space}+/gu;
+const LINK = /https?:\/\/[^\p{White_Space}\x1c-\x1f]+/gu;
 const TOKEN = /[\p{L}\p{N}_]+|[^\p{White_Space}\x1c-\x1f\p{L}\p{N}_]/gu;
 
 /**
