@@ -167,6 +167,6 @@ def export(
     with put_in_place(place) as new:
         write_exported(run_dir, source, to, new)
         if to == "web":
-            as_onnx = new.rename(new.parent/"onnx")
+            as_onnx = new.rename(new.parents[1]/"onnx")
             write_for_web(as_onnx, new, variant)
     return place

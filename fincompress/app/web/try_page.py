@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from ..templates import render
-from .browser import BROWSER_TABLE
+from .browser import BROWSER_TABLE, CLOSE
 from .floor import FLOOR_RECORD, has_floor, write_web_floor
 from .web_folder import web_assets, web_runtime, write_web_model
 from ...lib.model.registry import colour_of, display_name
@@ -108,8 +108,8 @@ def floor_choice(run_dir) -> dict: # keys: as of `choice_of_model`
 def floor_sentence_of(run_dir) -> str:
     "What the linear model of the page is, beside the whole one."
     record = read_json(Path(run_dir)/FLOOR_RECORD)
-    return (f"{record['name']} is here with the {record['ngrams']:,} n-grams of the largest "
-            f"weights, of {record['whole_ngrams']:,}. So cut, its macro-F1 on the test split of "
+    return (f"{record['name']} is here with its {record['ngrams']:,} strongest n-grams, "
+            f"of {record['whole_ngrams']:,}. So cut, its macro-F1 on the test split of "
             f"its run is {record['test_macro_f1']:.3f}; the whole model's is "
             f"{record['whole_test_macro_f1']:.3f}.")
 
@@ -140,10 +140,12 @@ def browser_table(run_dir): # a DataFrame of texts; None: it was not measured
     if not file.is_file():
         return None
     table = pd.read_csv(file)
-    same = table.same_label.astype(str) + " of " + table.sentences.astype(str)
+    of_all = " of " + table.sentences.astype(str)
     return pd.DataFrame({
-        "Model": table.model.map(packaged_title), "Same label": same,
-        "Largest difference of a probability": table.largest_difference.map("{:.4f}".format),
+        "Model": table.model.map(packaged_title),
+        "Same label": table.same_label.astype(str) + of_all,
+        f"Probabilities within {CLOSE}": table.close.astype(str) + of_all,
+        "Largest difference": table.largest_difference.map("{:.4f}".format),
         "Opened in (s)": table.open_seconds.map("{:.2f}".format),
         "In the page (ms a sentence)": table.browser_ms.map("{:.2f}".format),
         "From Python (ms a sentence)": table.native_ms.map("{:.2f}".format)})
