@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHROMIUM_FLAGS', 'CHROMIUM_NAMES', 'OPEN', 'ANSWER', 'CLOSE', 'BROWSER_TABLE', 'served', 'headless_page',
-           'timed_answers', 'rounds_of', 'in_turns', 'score_difference', 'difference_row', 'browser_row',
+           'timed_answers', 'rounds_of', 'in_turns', 'largest_gap', 'difference_row', 'browser_row',
            'measure_in_browser', 'write_browser_table']
 
 # %% ../../../nbs/app/web/browser.ipynb #36cb63f4
@@ -99,7 +99,7 @@ def in_turns(
 # %% ../../../nbs/app/web/browser.ipynb #019d4f1c
 CLOSE = 0.02 # a difference of a probability that a reader would hardly notice
 
-def score_difference(one:dict, other:dict) -> float: # answers to the same text
+def largest_gap(one:dict, other:dict) -> float: # answers to the same text
     "The largest difference of a probability."
     return max(abs(share - other["scores"][label]) for label, share in one["scores"].items())
 
@@ -109,7 +109,7 @@ def difference_row(
 ) -> dict: # keys: sentences, same_label, same_cut, close, largest_difference
     "How far the answers of a page are from those of a `Classifier`."
     pairs = [*zip(native, browser)]
-    differences = [score_difference(one, other) for one, other in pairs]
+    differences = [largest_gap(one, other) for one, other in pairs]
     return dict(
         sentences=len(pairs),
         same_label=sum(one["label"] == other["label"] for one, other in pairs),
