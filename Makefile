@@ -1,13 +1,16 @@
 # Two commands need nothing but Python >= 3.11 and a package index: `make study` and `make test`.
 PYTHON ?= python3
+comma := ,
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := study,document,score,scale,serve,demo,dev,site,offline
+# Node brings the runtime of pages with a model: the system's, or else that of the extra
+EXTRAS := $(EXTRAS)$(if $(shell command -v npm),,$(comma)web)
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .PHONY: help install browser study demo site test sync nbdev-test smoke
-.PHONY: readme reference package scale clean
+.PHONY: readme reference package web-speed scale clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -69,7 +72,12 @@ package: install ## Run the profile package and put its models into the package;
 	@test -d "$(DATA)" || { echo "give the folder of the data files: make package DATA=..."; exit 2; }
 	$(BIN)/fincompress run --profile package --run-dir outputs/package -p "data.data_folder=$(DATA)"
 	$(BIN)/python -c "from fincompress.app.deploy.package import package_models; package_models('outputs/package')"
+	$(BIN)/python -c "from fincompress.app.web.floor import write_floor_results; write_floor_results('outputs/package')"
 	@echo "== done: fincompress models"
+
+web-speed: install browser ## Measure the packaged models in a browser and from Python, on an idle machine
+	$(BIN)/python -c "from fincompress.app.web.browser import write_browser_table; \
+		print(write_browser_table('outputs/package'))"
 
 scale: install ## Measure files, cluster and service on an idle machine (half an hour, needs wrk); ONLY is one part
 	$(BIN)/python -c "from fincompress.app.scale.cost import write_scale; \

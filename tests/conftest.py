@@ -14,6 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from fincompress.app.web.browser import CHROMIUM_FLAGS, CHROMIUM_NAMES
+
 STAGES = ("00_data", "01_teacher", "02_student")
 IMPORTS = """import json, os, sys, time
 from pathlib import Path
@@ -226,12 +228,6 @@ def contents(folder):
 
 # Pages
 
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-
 
 @contextlib.contextmanager
 def loopback(folder):
@@ -252,12 +248,12 @@ def loopback(folder):
 @pytest.fixture(scope="module")  # no longer: nothing else may run an event loop while it is open
 def browser():
     "Chromium, which finds no machine but this one."
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    found = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
     if not found:
         pytest.fail("pages are tested in a browser, and there is none: install chromium "
                     "(Debian, Ubuntu: apt-get install chromium)")
     from playwright.sync_api import sync_playwright
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=found, args=[*CHROMIUM_FLAGS])
         yield browser
         browser.close()

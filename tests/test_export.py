@@ -21,7 +21,15 @@ from fincompress.lib.examples import toy_tokenizer
 from fincompress.lib.measure.metrics import probabilities
 from fincompress.lib.onnx import checkpoint as onnx_checkpoint
 from fincompress.lib.run.checkpoint import read_info
-from fincompress.lib.run.files import RunError, digest, files_below, write_csv, write_json
+from fincompress.lib.run.files import (
+    RunError,
+    digest,
+    file_digest,
+    files_below,
+    read_json,
+    write_csv,
+    write_json,
+)
 from fincompress.lib.text.tfidf import TfidfClassifier
 from fincompress.lib.train.batches import Sentences, tokenise
 from fincompress.lib.train.training import FitSettings, cross_entropy, fit
@@ -182,6 +190,20 @@ def test_it_answers_as_the_runs_model_does(variant, run, exported):
     assert answers[400]["truncated"]
     assert not answers[401]["truncated"]
     assert len({*found.argmax(1)}) == 3  # the model does tell sentences apart
+
+
+def test_a_folder_for_a_page(run, exported, tmp_path):
+    "The same graph as the ONNX folder's, and a card for it; an earlier export is replaced."
+    for _ in range(2):
+        folder = export(run, "student_ptq", "web", tmp_path/"page")
+    names = {path.relative_to(folder).as_posix() for path in files_below(folder)}
+    assert {"index.html", "classifier.js", "runtime/ort.wasm", "model/model.json"} <= names
+    record = read_json(folder/"model/model.json")
+    assert record["graph"]["sha256"] == file_digest(exported["student_ptq"]/"model.onnx")
+    card = (folder/"model/README.md").read_text(encoding="utf-8")
+    assert "openModel" in card and "**Use:" in card and "Classifier(" not in card
+    assert not [path for path in tmp_path.iterdir() if path.name != "page"]
+
 
 
 @pytest.mark.parametrize("variant", ENCODERS)

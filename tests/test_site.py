@@ -14,6 +14,7 @@ from conftest import loopback
 
 from fincompress.app.pages import site as module
 from fincompress.app.pages.site import GUIDES, PRODUCT, build_site
+from fincompress.lib.onnx.packaged import packaged_models
 from fincompress.lib.run.files import RunError
 from fincompress.lib.run.source import project_root
 from fincompress.lib.run.stage import STAGES
@@ -112,6 +113,13 @@ def test_the_sidebar_has_four_parts(pages):
         assert number == stage[:2]
         assert (place > places[1]) == (stage in PRODUCT)
     assert all(f'href="guides/{name}.html"' in text for name in GUIDES)
+
+
+@pytest.mark.skipif(not packaged_models(), reason="no packaged models are here yet")
+def test_the_sidebar_begins_with_a_page_to_try(pages):
+    text = pages["index.html"].text
+    assert text.index('href="try.html"') < text.index(">Study</span>")
+    assert "data-try" in text and "data-try" in pages["try.html"].text
 
 
 @pytest.mark.parametrize("floor, room, notebook", [
@@ -317,6 +325,16 @@ def test_code_and_outputs_fit_their_column(tab, pages):
         tab.goto(name)
         faults += [f"{name}: {box}" for box in tab.evaluate(SCROLLING)]
     assert not faults, "\n" + "\n".join(faults)
+
+
+@pytest.mark.skipif(not packaged_models(), reason="no packaged models are here yet")
+def test_a_model_answers_on_the_front_page(tab):
+    tab.goto("index.html")
+    tab.fill("#try-sentence", "Sales fell")
+    tab.press("#try-sentence", "Enter")
+    row = tab.locator("[data-part=answers] tbody tr")
+    row.wait_for()
+    assert "negative" in row.inner_text() and tab.wrong == []
 
 
 def test_search_finds_a_function(tab):

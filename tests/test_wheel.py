@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TEMPLATES = {path.name for path in (ROOT/"fincompress/templates").iterdir()}
+PLACE = ROOT/"fincompress/templates"
+TEMPLATES = {path.relative_to(PLACE).as_posix() for path in PLACE.rglob("*")
+             if path.is_file() and path.name != ".npmrc"} # which only makes a lock file
 MODELS = ROOT/"fincompress/models"
 PROGRAM = """
 import fincompress
@@ -46,7 +48,7 @@ def test_the_wheel_has_every_extra(wheel):
     content = zipfile.ZipFile(wheel)
     (name,) = [name for name in content.namelist() if name.endswith(".dist-info/METADATA")]
     lines = content.read(name).decode().splitlines()
-    for extra in ("study", "demo", "adapt", "document", "score", "scale", "serve"):
+    for extra in ("study", "demo", "adapt", "document", "score", "scale", "serve", "web"):
         assert f"Provides-Extra: {extra}" in lines
     (syntok,) = [line for line in lines if line.startswith("Requires-Dist: syntok")]
     assert 'extra == "document"' in syntok

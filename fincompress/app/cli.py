@@ -345,7 +345,8 @@ def compare(
         writer.writerows((run_name, variant, *row.values()) for variant, row in found.items())
 
 # %% ../../nbs/app/cli.ipynb #4faae710
-RunWithModels = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+RunWithModels = Annotated[Path, typer.Argument(
+    metavar="RUN", help="A run directory; with --to web also packaged, for the packaged models.")]
 CheckpointName = Annotated[str, typer.Argument(
     metavar="VARIANT", help="One of its checkpoints, such as compact_narrow.")]
 
@@ -354,11 +355,15 @@ def export(
     run_dir: RunWithModels,
     variant: CheckpointName,
     to: Annotated[str, typer.Option(
-        metavar="onnx|torch", help="onnx is for Classifier, torch for transformers.")] = "onnx",
+        metavar="onnx|torch|web",
+        help="onnx is for Classifier, torch for transformers, web for a page.")] = "onnx",
     out: Annotated[Path | None, typer.Option(
-        metavar="FOLDER", help="Where it goes; default: exports/VARIANT-onnx in RUN.")] = None,
+        metavar="FOLDER", help="Where it goes; default: exports/VARIANT-TO in RUN.")] = None,
 ):
     "Write one folder to deploy: model, tokeniser, configuration and model card."
+    from fincompress.app.web.site_parts import PACKAGED, export_packaged
+    if to == "web" and str(run_dir) == PACKAGED and not run_dir.is_dir():
+        return typer.echo(export_packaged(variant, out))
     need_study()
     from fincompress.app.deploy.export import export as export_model
     typer.echo(export_model(run_dir, variant, to, out))

@@ -193,7 +193,7 @@ def eval_results(facts) -> list: # of EvalResult
             found.append(eval_result(row["set"], "test", "f1", row["macro_f1"], name))
     return found
 
-def card_data(facts, to:str): # `to`: onnx, torch or both; gives a ModelCardData
+def card_data(facts, to:str): # `to`: onnx, torch, both or web; gives a ModelCardData
     "The block that the Hub reads."
     from huggingface_hub import ModelCardData
     is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", facts.backbone)
@@ -202,8 +202,8 @@ def card_data(facts, to:str): # `to`: onnx, torch or both; gives a ModelCardData
         license=facts.hub_licence,
         language="en",
         pipeline_tag="text-classification",
-        tags=["finance", "sentiment-analysis", "fincompress", "onnx" if to == "both" else to],
-        library_name="onnxruntime" if to == "onnx" else "transformers",
+        tags=["finance", "sentiment-analysis", "fincompress", "torch" if to == "torch" else "onnx"],
+        library_name="onnxruntime" if to in ("onnx", "web") else "transformers",
         base_model=facts.backbone if on_hub else None,
         metrics=["f1", "accuracy"],
         model_name=facts.title,
@@ -221,7 +221,7 @@ def model_card(
     run_dir,
     variant:str, # name of a checkpoint
     folder:Path, # with the exported files
-    to:str, # onnx, torch or both
+    to:str, # onnx, torch, both or web
     name:str=None # on the Hub
 ) -> str:
     "The README.md of an exported folder."

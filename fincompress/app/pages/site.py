@@ -44,6 +44,7 @@ from fincompress.app.results import (
 )
 from ..study.pipeline import kernel_environment, own_kernel
 from ..templates import render
+from ..web.site_parts import with_try_box, write_live_pages
 from ...lib.run.files import RunError, digest, file_digest, write_text
 from ...lib.run.source import project_root, source_digest
 from ...lib.run.stage import STAGES
@@ -282,6 +283,7 @@ ROOMS = { # in the order of their imports
     "app/demo": ("Demo", "a page where models answer"),
     "app/scale": ("Scale", "a corpus, several machines, a grid of runs"),
     "app/serve": ("Serve", "a model over HTTP"),
+    "app/web": ("Web", "a model that answers in a page"),
 }
 
 def toctree(names, caption="") -> str: # Markdown
@@ -381,8 +383,9 @@ def executed_notebooks(
             notebooks[place] = with_outputs(root/"nbs"/place, kept, root)
     return notebooks
 
-GUIDES = ("classify", "long_texts", "adapt", "doubt", "score", "cost", "serve", "colab",
-          "own_data", "change_a_stage", "sweep", "devices", "take_a_model") # as one reads them
+GUIDES = ("classify", "long_texts", "adapt", "doubt", "score", "cost", "serve", "web",
+          "colab", "own_data", "change_a_stage", "sweep", "devices",
+          "take_a_model") # as one reads them
 
 def guide_names(notebooks:dict) -> list[str]: # pages
     "The guides in their order, those that it does not know at the end, and Colab's notebook."
@@ -401,15 +404,21 @@ def stage_entries(notebooks:dict, stages) -> list[str]: # pages, each with its n
             entries.append(f"{stage[:2]} {page_title(notebook)[0]} <{stage}>")
     return entries
 
-def front_page(notebooks:dict, source:Path, root:Path) -> str: # Markdown
-    "The README, and the sidebar's parts."
+def front_page(
+    notebooks:dict, # place below nbs → NotebookNode
+    live, # names of pages, of `write_live_pages`
+    source:Path, # Sphinx's folder
+    root:Path # the project's folder
+) -> str: # Markdown
+    "The README with a box to try, and the sidebar's parts, pages where something runs first."
     parts = {
         "Study": stage_entries(notebooks, [name for name in STAGES if name not in PRODUCT]),
         "Product": stage_entries(notebooks, PRODUCT),
         "Guides": guide_names(notebooks),
         "Reference": ["lib/index", "app/index", "api/index", "run"]}
-    trees = [toctree(names, caption) for caption, names in parts.items() if names]
-    return "\n\n".join([linked(readme(root), root, source, root), *trees])
+    trees = [toctree(names, caption) for caption, names in {"": live, **parts}.items() if names]
+    text = with_try_box(linked(readme(root), root, source, root), root)
+    return "\n\n".join([text, *trees])
 
 def write_pages(
     source:Path, # a new folder for Sphinx
@@ -434,7 +443,8 @@ def write_pages(
         write_floor(floor, inside, source)
     write_reference(modules, notebooks, source)
     write_run_page(run_dir, source, root)
-    write_text(source/"index.md", front_page(notebooks, source, root))
+    live = write_live_pages(source, root)
+    write_text(source/"index.md", front_page(notebooks, live, source, root))
 
 # %% ../../../nbs/app/pages/site.ipynb #4e549b91
 def run_of_site(run_dir:Path) -> Path|None: # None: there is no run
