@@ -128,7 +128,8 @@ function scale(axis, [start, end]) {
     /** @param {number} value */
     const of = value => axis.log ? Math.log10(value) : value;
     const [low, high] = axis.domain.map(of);
-    return (/** @type {number} */ value) => start + (end - start) * (of(value) - low) / (high - low);
+    /** @param {number} value */
+    return value => start + (end - start) * (of(value) - low) / (high - low);
 }
 
 /** @param {Axis} axis @param {number} room */
@@ -142,16 +143,18 @@ const ticksOf = (axis, room) =>
  */
 export function frame(width, height, across, up) {
     const box = { left: 46, right: width - 10, top: 24, bottom: height - 40 };
-    const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, class: "live-plot" });
+    const viewBox = `0 0 ${width} ${height}`;
+    const root = svg("svg", { viewBox, width, height, class: "live-plot" });
     const x = scale(across, [box.left, box.right]);
     const y = scale(up, [box.bottom, box.top]);
     const text = (/** @type {Axis} */ axis, /** @type {number} */ tick) =>
         axis.text ? axis.text(tick) : String(tick);
     const grid = svg("g", { class: "live-axes", "aria-hidden": "true" });
     for (const tick of ticksOf(across, (box.right - box.left) / 42)) {
+        const [at, below] = [x(tick), box.bottom + 15];
         grid.append(
-            svg("line", { x1: x(tick), x2: x(tick), y1: box.top, y2: box.bottom }),
-            svg("text", { x: x(tick), y: box.bottom + 15, "text-anchor": "middle" }, text(across, tick)));
+            svg("line", { x1: at, x2: at, y1: box.top, y2: box.bottom }),
+            svg("text", { x: at, y: below, "text-anchor": "middle" }, text(across, tick)));
     }
     for (const tick of ticksOf(up, (box.bottom - box.top) / 40)) {
         grid.append(
@@ -200,7 +203,9 @@ const outside = (box, within) =>
 
 /**
  * Write names beside points, where they cover little.
- * @param {Frame} plot @param {{at: Pair, name: string, shades: Shades}[]} points @param {Box[]} taken
+ * @param {Frame} plot
+ * @param {{at: Pair, name: string, shades: Shades}[]} points
+ * @param {Box[]} taken
  */
 function writeNames(plot, points, taken) {
     for (const { at, name, shades } of points) {
@@ -230,11 +235,11 @@ function writeNames(plot, points, taken) {
 /** @param {Point} point @param {Cost} cost */
 const costText = (point, cost) => `${point.costs[cost.key].toFixed(cost.digits)} ${cost.unit}`;
 
-/** A score with its interval. @param {Point} point */
+/** A score with its interval. @param {Pick<Point, "score" | "low" | "high">} scored */
 export function scoreText({ score, low, high }) {
     if (score === null) return "no score";
-    const interval = low === null || high === null ? "" : ` (${low.toFixed(3)} to ${high.toFixed(3)})`;
-    return score.toFixed(3) + interval;
+    if (low === null || high === null) return score.toFixed(3);
+    return `${score.toFixed(3)} (${low.toFixed(3)} to ${high.toFixed(3)})`;
 }
 
 /** What a point says. @param {Figure} figure @param {Point} point */
@@ -243,7 +248,10 @@ const pointText = (figure, point) => [
     ...figure.columns.map(cost => costText(point, cost)),
 ].join(" · ");
 
-/** The range of some values with room on both sides. @param {number[]} values @param {number} room */
+/**
+ * The range of some values with room on both sides.
+ * @param {number[]} values @param {number} room as a share of the range
+ */
 export function domainOf(values, room, log = false) {
     const [low, high] = [Math.min(...values), Math.max(...values)];
     if (log) return /** @type {Pair} */ ([low / (high / low) ** room, high * (high / low) ** room]);
@@ -279,17 +287,20 @@ class Mark {
         this.at = /** @type {Pair} */ ([x, y]);
         const { low, high } = point;
         this.span = low === null || high === null ? [y, y] : [plot.y(high), plot.y(low)];
+        const label = `${point.name}: ${pointText(figure, point)}`;
         this.element = svg("g", {
-            role: "option", tabindex: -1, "aria-selected": "false", class: "live-point",
-            style: coloured(point.shades), "aria-label": `${point.name}: ${pointText(figure, point)}` });
+            role: "option", tabindex: -1, "aria-selected": "false", "aria-label": label,
+            class: "live-point", style: coloured(point.shades) });
         if (point.score === null) {
             this.element.append(
                 svg("line", { x1: x, x2: x, y1: plot.box.top, y2: y, class: "live-unscored" }),
                 svg("rect", { x: x - 4, y: y - 4, width: 8, height: 8 }));
         } else {
+            const [y1, y2] = this.span;
+            const hollow = point.filled[cost.key] ? "" : "live-hollow";
             this.element.append(
-                svg("line", { x1: x, x2: x, y1: this.span[0], y2: this.span[1], class: "live-interval" }),
-                svg("circle", { cx: x, cy: y, r: 5, class: point.filled[cost.key] ? "" : "live-hollow" }));
+                svg("line", { x1: x, x2: x, y1, y2, class: "live-interval" }),
+                svg("circle", { cx: x, cy: y, r: 5, class: hollow }));
         }
     }
 
@@ -349,8 +360,9 @@ class LiveFigure {
             html("th", { scope: "row" }, point.name), html("td", {}, scoreText(point)),
             ...figure.columns.map(({ key, digits }) =>
                 html("td", {}, point.costs[key].toFixed(digits)))));
+        const region = { tabindex: 0, role: "region", "aria-label": figure.words };
         return html("details", {}, html("summary", {}, "The numbers as a table"),
-            html("div", { class: "live-scroll", tabindex: 0, role: "region", "aria-label": figure.words },
+            html("div", { class: "live-scroll", ...region },
                 html("table", {},
                     html("thead", {}, html("tr", {},
                         ...heads.map(head => html("th", { scope: "col" }, head)))),
@@ -418,8 +430,9 @@ class LiveFigure {
         }
         this.area.classList.toggle("live-chosen", Boolean(chosen));
         if (!chosen) return this.said.replaceChildren(HINT);
+        const { point } = chosen;
         this.said.replaceChildren(
-            html("strong", {}, chosen.point.name), html("br"), pointText(this.figure, chosen.point));
+            html("strong", {}, point.name), html("br"), pointText(this.figure, point));
     }
 
     /** The mark next to a pointer. @param {PointerEvent} event */
@@ -473,7 +486,10 @@ class Pictures {
     }
 }
 
-/** Put a live figure in the place of each picture that there is. @param {Record<string, Figure>} figures */
+/**
+ * Put a live figure in the place of each picture that there is.
+ * @param {Record<string, Figure>} figures by the names of their pictures
+ */
 export function enliven(figures) {
     const pictures = new Pictures();
     for (const [name, figure] of Object.entries(figures)) {
