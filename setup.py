@@ -25,7 +25,7 @@ setup(
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=[package, f"{package}.*"]),
-    package_data={package: ["templates/*", "models/*/*"]},
+    package_data={package: ["templates/*", "templates/web/*", "models/*/*"]},
     python_requires=f">={cfg['min_python']},<3.14",
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

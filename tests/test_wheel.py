@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TEMPLATES = {path.name for path in (ROOT/"fincompress/templates").iterdir()}
+FOLDER = ROOT/"fincompress/templates"
+TEMPLATES = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file()}
 MODELS = ROOT/"fincompress/models"
 PROGRAM = """
 import fincompress

@@ -44,6 +44,8 @@ from fincompress.app.results import (
 )
 from ..study.pipeline import kernel_environment, own_kernel
 from ..templates import render
+from ..web.feel_page import write_feel_page
+from ..web.live_figures import add_live_figures
 from ...lib.run.files import RunError, digest, file_digest, write_text
 from ...lib.run.source import project_root, source_digest
 from ...lib.run.stage import STAGES
@@ -282,6 +284,7 @@ ROOMS = { # in the order of their imports
     "app/demo": ("Demo", "a page where models answer"),
     "app/scale": ("Scale", "a corpus, several machines, a grid of runs"),
     "app/serve": ("Serve", "a model over HTTP"),
+    "app/web": ("Web", "pages that compute in the browser"),
 }
 
 def toctree(names, caption="") -> str: # Markdown
@@ -401,9 +404,10 @@ def stage_entries(notebooks:dict, stages) -> list[str]: # pages, each with its n
             entries.append(f"{stage[:2]} {page_title(notebook)[0]} <{stage}>")
     return entries
 
-def front_page(notebooks:dict, source:Path, root:Path) -> str: # Markdown
-    "The README, and the sidebar's parts."
+def front_page(notebooks:dict, live, source:Path, root:Path) -> str: # Markdown
+    "The README, and the sidebar's parts; `live` are names of pages in which something runs."
     parts = {
+        "": live,
         "Study": stage_entries(notebooks, [name for name in STAGES if name not in PRODUCT]),
         "Product": stage_entries(notebooks, PRODUCT),
         "Guides": guide_names(notebooks),
@@ -434,7 +438,9 @@ def write_pages(
         write_floor(floor, inside, source)
     write_reference(modules, notebooks, source)
     write_run_page(run_dir, source, root)
-    write_text(source/"index.md", front_page(notebooks, source, root))
+    live = [write_feel_page(source, run_dir)]
+    write_text(source/"index.md", front_page(notebooks, live, source, root))
+    add_live_figures(source, run_dir)
 
 # %% ../../../nbs/app/pages/site.ipynb #4e549b91
 def run_of_site(run_dir:Path) -> Path|None: # None: there is no run

@@ -7,10 +7,11 @@ __all__ = ['TEACHER_LOGITS', 'MADE_UP', 'ROW_MODEL', 'ROW_LABEL', 'PRUNING_TABLE
            'recipe_temperature', 'temperature_data', 'float_row', 'bits_data', 'pruned_row', 'floor_on_validation',
            'pruning_data', 'feel_data', 'feel_page', 'write_feel_page']
 
-# %% ../../../nbs/app/web/feel_page.ipynb #e821bafb
+# %% ../../../nbs/app/web/feel_page.ipynb #70623d96
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ..results import read_results, stage_records
 from ..templates import render
@@ -20,15 +21,13 @@ from ...lib.model.registry import display_name
 from ...lib.onnx.packaged import packaged_folder
 from ...lib.run.checkpoint import LABELS
 from ...lib.run.files import write_text
-from ...ptq import LARGEST_WEIGHT
 
-# %% ../../../nbs/app/web/feel_page.ipynb #c63ab80f
+# %% ../../../nbs/app/web/feel_page.ipynb #13140124
 TEACHER_LOGITS = "results/teacher_logits_train.csv"
 MADE_UP = dict(name="a made-up answer", logits=[-1.0, 3.0, 0.5])
 
 def teacher_answers(run_dir) -> list[dict]: # keys: name, logits [3]; `run_dir` may be None
     "Answers of the teacher: the surest, the middle and the most doubtful one."
-    import pandas as pd
     file = Path(run_dir or "")/TEACHER_LOGITS
     if not file.exists():
         return [MADE_UP]
@@ -54,7 +53,7 @@ def temperature_data(run_dir) -> dict: # `run_dir` may be None
     return dict(classes=classes, answers=teacher_answers(run_dir), **named,
                 recipe=recipe_temperature(run_dir))
 
-# %% ../../../nbs/app/web/feel_page.ipynb #ad8542ef
+# %% ../../../nbs/app/web/feel_page.ipynb #fdf5ffcf
 ROW_MODEL = "compact_wide"
 ROW_LABEL = "positive"
 
@@ -71,6 +70,7 @@ def float_row(
 
 def bits_data() -> dict:
     "What the slider of the bits needs; its row comes with the package."
+    from fincompress.ptq import LARGEST_WEIGHT
     row = float_row(packaged_folder(ROW_MODEL))
     packaged = ROW_MODEL.replace("compact", "packaged")
     name = (f"the {len(row)} weights by which the last layer of *{display_name(packaged)}* "
@@ -78,7 +78,7 @@ def bits_data() -> dict:
     return dict(name=name, shades=shades(packaged), levels=LARGEST_WEIGHT,
                 row=[round(float(weight), 6) for weight in row])
 
-# %% ../../../nbs/app/web/feel_page.ipynb #d6bd35a1
+# %% ../../../nbs/app/web/feel_page.ipynb #24358ed8
 PRUNING_TABLES = ("results/pruning.csv", "results/pruning_against_control.csv")
 CONTROL = "control"
 
@@ -103,7 +103,6 @@ def floor_on_validation(run_dir) -> dict|None: # keys: name, score; None: not me
 
 def pruning_data(run_dir) -> dict|None: # None: the run has no pruning; `run_dir` may be None
     "What the slider of the heads needs: the scores of each round."
-    import pandas as pd
     files = [Path(run_dir or "")/name for name in PRUNING_TABLES]
     if not all(file.exists() for file in files):
         return None
@@ -116,8 +115,8 @@ def pruning_data(run_dir) -> dict|None: # None: the run has no pruning; `run_dir
     return dict(heads=int(table.heads_left.max()), floor=floor_on_validation(run_dir),
                 rounds=rounds)
 
-# %% ../../../nbs/app/web/feel_page.ipynb #58abcf9f
-FEEL_PAGE = "feel_it.md"
+# %% ../../../nbs/app/web/feel_page.ipynb #fe50d52a
+FEEL_PAGE = "feel_it"
 
 def feel_data(run_dir) -> dict: # `run_dir` may be None
     "Everything that the page computes with."
@@ -131,7 +130,8 @@ def feel_page(run_dir) -> str: # Markdown; `run_dir` may be None
 def write_feel_page(
     source:Path, # Sphinx's folder
     run_dir # None: there is no run
-):
+) -> str: # the page's name, for the navigation
     "Write the page of sliders, with what it needs."
     copy_live_assets(source/"_static")
-    write_text(source/FEEL_PAGE, feel_page(run_dir))
+    write_text(source/f"{FEEL_PAGE}.md", feel_page(run_dir))
+    return FEEL_PAGE

@@ -8,7 +8,7 @@ __all__ = ['BACKGROUNDS', 'LEAST_CONTRAST', 'TIME', 'SIZE', 'LIVE_COSTS', 'FLOOR
            'front_of', 'models_of', 'live_points', 'floor_of', 'live_figure', 'live_figures', 'live_html', 'add_html',
            'copy_live_assets', 'add_live_figures']
 
-# %% ../../../nbs/app/web/live_figures.ipynb #08548c55
+# %% ../../../nbs/app/web/live_figures.ipynb #2768c42c
 import re
 import shutil
 from importlib.resources import as_file, files
@@ -23,8 +23,8 @@ from ...lib.measure.metrics import pareto_front
 from ...lib.model.registry import colour_of, display_name
 from ...lib.run.files import write_text
 
-# %% ../../../nbs/app/web/live_figures.ipynb #2749baa7
-BACKGROUNDS = dict(light="#FFFFFF", dark="#14181E") # of the site's theme
+# %% ../../../nbs/app/web/live_figures.ipynb #eec2caa3
+BACKGROUNDS = dict(light="#FFFFFF", dark="#121212") # of the site's theme
 LEAST_CONTRAST = 3.0
 
 def colour_parts(colour:str) -> np.ndarray: # `colour`: such as "#0072B2"; gives [3] in [0, 1]
@@ -60,7 +60,7 @@ def shades(name:str) -> dict[str, str]: # `name`: of a model, a class or a crite
     "Its colour on a light page, and on a dark one."
     return {scheme: seen_on(colour_of(name), behind) for scheme, behind in BACKGROUNDS.items()}
 
-# %% ../../../nbs/app/web/live_figures.ipynb #b5d9fff4
+# %% ../../../nbs/app/web/live_figures.ipynb #ecde3494
 TIME = dict(key="ms", column="latency_ms_p50", factor=1.0, unit="ms", digits=2, short="Time",
             axis="median milliseconds from text to label, logarithmic")
 SIZE = dict(key="mb", column="size_bytes", factor=1e-6, unit="MB", digits=1, short="Size on disk",
@@ -106,7 +106,7 @@ def floor_of(table) -> dict|None: # keys: name, score; None: the table has no li
     found = table.test_macro_f1[table.variant == FLOOR_MODEL].tolist()
     return dict(name="TF-IDF floor", score=found[0]) if found else None
 
-# %% ../../../nbs/app/web/live_figures.ipynb #ccad3dc3
+# %% ../../../nbs/app/web/live_figures.ipynb #015190d2
 TITLES = {"ms": "Score against time", "mb": "Score against size"}
 STUDY_NOTE = ("Up and to the left is better. Bars are 95% intervals. Filled points are on the "
               "Pareto front, the stepped line: no other variant is both cheaper and better.")
@@ -144,7 +144,7 @@ def live_figures(run_dir) -> dict[str, dict]: # name of a picture → what the s
             compact, "Score against cost", COMPACT_NOTE, [TIME, SIZE], "ours")
     return figures
 
-# %% ../../../nbs/app/web/live_figures.ipynb #738063f3
+# %% ../../../nbs/app/web/live_figures.ipynb #70736cd1
 LIVE_ASSETS = ("live_figures.js", "feel_page.js", "live.css")
 
 def live_html(

@@ -2,7 +2,8 @@
 // Sliders on three ideas of the study. Everything is computed here, from numbers of the run.
 
 import {
-    coloured, domainOf, drawFloor, drawToFit, frame, html, newId, pageData, path, scoreText, svg,
+    coloured, domainOf, drawFloor, drawToFit, frame, html, newId, pageData, path, plainNumber,
+    scoreText, svg,
 } from "./live_figures.js";
 
 /**
@@ -141,9 +142,9 @@ function drawGradients(data, teacher, now, width) {
     const here = plot.x(now);
     plot.root.append(svg("line", {
         x1: here, x2: here, y1: plot.box.top, y2: plot.box.bottom, class: "live-here" }));
-    const lines = /** @type {[Named, number[], number][]} */ ([
-        [data.scaled, scaled, now * now], [data.plain, plain, 1]]);
-    for (const [{ name, shades }, norms, factor] of lines) {
+    const lines = /** @type {[Named, number[], number, number][]} */ ([
+        [data.scaled, scaled, now * now, -9], [data.plain, plain, 1, 20]]);
+    for (const [{ name, shades }, norms, factor, down] of lines) {
         const points = norms.map((norm, i) =>
             /** @type {Pair} */ ([plot.x(TEMPERATURES[i]), plot.y(norm)]));
         const [x, y] = points[points.length - 1];
@@ -152,7 +153,7 @@ function drawGradients(data, teacher, now, width) {
             svg("g", { class: "live-mark", style },
                 path(points, { class: "live-line" }),
                 svg("circle", { cx: here, cy: plot.y(factor * gradientNorm(teacher, now)), r: 5 })),
-            svg("text", { x, y: y - 9, "text-anchor": "end", class: "live-name", style }, name));
+            svg("text", { x, y: y + down, "text-anchor": "end", class: "live-name" }, name));
     }
     return plot.root;
 }
@@ -189,7 +190,8 @@ function temperatureParts(data) {
     };
     const range = { min: -5, max: 5, step: 0.1 };
     const sliders = data.classes.map(({ name }, i) =>
-        slider(`Logit, ${name}`, { ...range, value: logits[i] }, value => value.toFixed(1),
+        slider(`Logit, ${name}`, { ...range, value: logits[i] },
+            value => plainNumber(value.toFixed(1)),
             value => {
                 logits[i] = value;
                 draw();
@@ -342,9 +344,9 @@ function pruningTable(rows) {
     const heads = ["Removed by", "Macro-F1 on validation (95% interval)", "Before recovery",
         "Against the control (95% interval)"];
     const body = rows.map(row => {
-        const style = row.shades ? coloured(row.shades) : "";
-        const dot = html("span", { class: "live-dot", style });
-        return html("tr", {}, html("th", { scope: "row" }, dot, row.name),
+        const style = row.shades && coloured(row.shades);
+        const dot = style ? [html("span", { class: "live-dot", style })] : [];
+        return html("tr", {}, html("th", { scope: "row" }, ...dot, row.name),
             html("td", {}, scoreText(row)),
             html("td", {}, row.before === null ? "–" : row.before.toFixed(3)),
             html("td", {}, deltaText(row)));

@@ -74,6 +74,9 @@ export function svg(tag, attributes = {}, ...children) {
 /** The style that gives an element a colour on each background. @param {Shades} shades */
 export const coloured = shades => `--light: ${shades.light}; --dark: ${shades.dark}`;
 
+/** A number with a minus, not a hyphen. @param {number | string} number */
+export const plainNumber = number => String(number).replace("-", "−");
+
 let made = 0;
 /** An id that no other element has. */
 export const newId = () => `live-${++made}`;
@@ -148,7 +151,7 @@ export function frame(width, height, across, up) {
     const x = scale(across, [box.left, box.right]);
     const y = scale(up, [box.bottom, box.top]);
     const text = (/** @type {Axis} */ axis, /** @type {number} */ tick) =>
-        axis.text ? axis.text(tick) : String(tick);
+        axis.text ? axis.text(tick) : plainNumber(tick);
     const grid = svg("g", { class: "live-axes", "aria-hidden": "true" });
     for (const tick of ticksOf(across, (box.right - box.left) / 42)) {
         const [at, below] = [x(tick), box.bottom + 15];
@@ -330,7 +333,7 @@ class LiveFigure {
         this.said = html("p", { class: "live-said" }, HINT);
         const id = newId();
         this.element = html("figure", { class: "live", "aria-labelledby": id },
-            html("figcaption", { id }, html("strong", {}, figure.words), " ", figure.note),
+            html("figcaption", { id }, html("strong", {}, `${figure.words}.`), " ", figure.note),
             ...this.choice(), this.said, this.area, this.names, this.table());
         drawToFit(this.area, width => this.draw(width));
     }
@@ -383,9 +386,9 @@ class LiveFigure {
         this.area.replaceChildren(plot.root);
         const taken = floor ? [drawFloor(plot, floor)] : [];
         this.drawMarks(plot, taken, width);
-        plot.root.addEventListener("pointermove", event => this.meant(event));
-        plot.root.addEventListener("pointerdown", event => this.meant(event));
+        plot.root.addEventListener("pointermove", event => this.say(this.near(event)));
         plot.root.addEventListener("pointerleave", () => this.say(this.focused()));
+        plot.root.addEventListener("click", event => this.near(event)?.element.focus());
     }
 
     /** @param {Frame} plot @param {Box[]} taken @param {number} width */
@@ -398,7 +401,7 @@ class LiveFigure {
             ...this.marks.map(mark => mark.element));
         plot.root.append(path(steps(front.map(mark => mark.at)), { class: "live-front" }), list);
         for (const mark of this.marks) {
-            mark.element.addEventListener("focus", () => this.say(mark));
+            mark.element.addEventListener("focus", () => this.chosen(mark));
             mark.element.addEventListener("blur", () => this.say(undefined));
             mark.element.addEventListener("keydown", event => this.moved(event, mark));
         }
@@ -423,6 +426,14 @@ class LiveFigure {
         return this.marks.find(mark => mark.element === document.activeElement);
     }
 
+    /** The focus has come to a mark, and comes back to it with the tab key. @param {Mark} mark */
+    chosen(mark) {
+        for (const { element } of this.marks) {
+            element.setAttribute("tabindex", element === mark.element ? "0" : "-1");
+        }
+        this.say(mark);
+    }
+
     /** Show the numbers of a mark; of none: how to ask. @param {Mark | undefined} chosen */
     say(chosen) {
         for (const mark of this.marks) {
@@ -435,8 +446,8 @@ class LiveFigure {
             html("strong", {}, point.name), html("br"), pointText(this.figure, point));
     }
 
-    /** The mark next to a pointer. @param {PointerEvent} event */
-    meant(event) {
+    /** The mark next to a pointer, else the one that has the focus. @param {MouseEvent} event */
+    near(event) {
         const { left, top } = this.area.getBoundingClientRect();
         const distance = (/** @type {Mark} */ mark) => {
             const [x, y] = mark.at;
@@ -445,7 +456,7 @@ class LiveFigure {
             return Math.hypot(event.clientX - left - x, down);
         };
         const [near] = [...this.marks].sort((a, b) => distance(a) - distance(b));
-        this.say(near && distance(near) <= NEAR ? near : this.focused());
+        return near && distance(near) <= NEAR ? near : this.focused();
     }
 
     /** Arrow keys move along the cost. @param {KeyboardEvent} event @param {Mark} mark */
@@ -457,10 +468,7 @@ class LiveFigure {
             Home: 0, End: last });
         if (!(event.key in places)) return;
         event.preventDefault();
-        const next = this.marks[Math.min(Math.max(places[event.key], 0), last)];
-        mark.element.setAttribute("tabindex", "-1");
-        next.element.setAttribute("tabindex", "0");
-        next.element.focus();
+        this.marks[Math.min(Math.max(places[event.key], 0), last)].element.focus();
     }
 }
 
