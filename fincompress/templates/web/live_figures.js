@@ -41,7 +41,7 @@
 // Elements
 
 /** @param {Element} element @param {Attributes} attributes @param {(Node | string)[]} children */
-function filled(element, attributes, children) {
+function complete(element, attributes, children) {
     for (const [name, value] of Object.entries(attributes)) {
         if (value !== undefined && value !== false) element.setAttribute(name, String(value));
     }
@@ -56,7 +56,7 @@ function filled(element, attributes, children) {
  */
 export function html(tag, attributes = {}, ...children) {
     const element = document.createElement(tag);
-    filled(element, attributes, children);
+    complete(element, attributes, children);
     return element;
 }
 
@@ -67,7 +67,7 @@ export function html(tag, attributes = {}, ...children) {
  */
 export function svg(tag, attributes = {}, ...children) {
     const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    filled(element, attributes, children);
+    complete(element, attributes, children);
     return element;
 }
 
@@ -212,7 +212,7 @@ const outside = (box, within) =>
  */
 function writeNames(plot, points, taken) {
     for (const { at, name, shades } of points) {
-        const label = svg("text", { class: "live-name", style: coloured(shades) }, name);
+        const label = svg("text", { class: "live-name", "aria-hidden": "true" }, name);
         plot.root.append(label);
         const width = /** @type {SVGTextElement} */ (label).getComputedTextLength();
         const cost = (/** @type {Pair} */ offset) => {
@@ -223,7 +223,7 @@ function writeNames(plot, points, taken) {
         const best = PLACES.reduce((a, b) => cost(b) < cost(a) ? b : a);
         const box = textBox(at, best, width);
         taken.push(box);
-        filled(label, { x: box.left, y: box.top + 11 }, []);
+        complete(label, { x: box.left, y: box.top + 11 }, []);
         if (Math.hypot(...best) > 16) {
             const near = best.map(part => part * 0.82);
             plot.root.insertBefore(svg("line", {
@@ -257,6 +257,7 @@ const pointText = (figure, point) => [
  */
 export function domainOf(values, room, log = false) {
     const [low, high] = [Math.min(...values), Math.max(...values)];
+    if (low === high) return /** @type {Pair} */ (log ? [low / 2, low * 2] : [low - 1, low + 1]);
     if (log) return /** @type {Pair} */ ([low / (high / low) ** room, high * (high / low) ** room]);
     return /** @type {Pair} */ ([low - room * (high - low), high + room * (high - low)]);
 }
@@ -276,7 +277,7 @@ export function drawFloor({ root, box, y }, floor) {
     root.append(
         svg("line", { x1: box.left, x2: box.right, y1: height, y2: height, class: "live-floor" }),
         svg("text", { x: box.right, y: height - 5, class: "live-quiet", "text-anchor": "end" },
-                `${floor.name} ${floor.score.toFixed(3)}`));
+            `${floor.name} ${floor.score.toFixed(3)}`));
     return { left: box.right - 130, right: box.right, top: height - 16, bottom: height + 2 };
 }
 
@@ -416,7 +417,9 @@ class LiveFigure {
     /** A model's name below the plot; pressed, it shows the model. @param {Mark} mark */
     nameButton(mark) {
         const dot = html("span", { class: "live-dot", style: coloured(mark.point.shades) });
-        const button = html("button", { type: "button" }, dot, mark.point.name);
+        const label = mark.element.getAttribute("aria-label") ?? "";
+        const button = html("button", { type: "button", "aria-label": label }, dot,
+            mark.point.name);
         button.addEventListener("click", () => this.say(mark));
         return html("li", {}, button);
     }
