@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TEACHER_LOGITS', 'MADE_UP', 'ROW_MODEL', 'ROW_LABEL', 'PRUNING_TABLES', 'CONTROL', 'FEEL_PAGE', 'teacher_answers',
-           'recipe_temperature', 'temperature_data', 'float_row', 'bits_data', 'pruned_row', 'floor_on_validation',
+           'recipe_temperature', 'temperature_data', 'label_weights', 'bits_data', 'pruned_row', 'floor_on_validation',
            'pruning_data', 'feel_data', 'feel_page', 'write_feel_page']
 
-# %% ../../../nbs/app/web/feel_page.ipynb #70623d96
+# %% ../../../nbs/app/web/feel_page.ipynb #7dcc2d49
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,15 @@ import pandas as pd
 
 from ..results import read_results, stage_records
 from ..templates import render
-from .live_figures import FLOOR_MODEL, copy_live_assets, number_or_none, shades
+from .live_figures import copy_live_assets, number_or_none, shades
+from ...lib.measure.foreign import FLOOR_MODEL
 from ...lib.measure.metrics import probabilities
 from ...lib.model.registry import display_name
 from ...lib.onnx.packaged import packaged_folder
 from ...lib.run.checkpoint import LABELS
 from ...lib.run.files import write_text
 
-# %% ../../../nbs/app/web/feel_page.ipynb #13140124
+# %% ../../../nbs/app/web/feel_page.ipynb #c99ab85b
 TEACHER_LOGITS = "results/teacher_logits_train.csv"
 MADE_UP = dict(name="a made-up answer", logits=[-1.0, 3.0, 0.5])
 
@@ -53,11 +54,11 @@ def temperature_data(run_dir) -> dict: # `run_dir` may be None
     return dict(classes=classes, answers=teacher_answers(run_dir), **named,
                 recipe=recipe_temperature(run_dir))
 
-# %% ../../../nbs/app/web/feel_page.ipynb #fdf5ffcf
+# %% ../../../nbs/app/web/feel_page.ipynb #d097e1f6
 ROW_MODEL = "compact_wide"
 ROW_LABEL = "positive"
 
-def float_row(
+def label_weights(
     folder, # a packaged model
     label:str=ROW_LABEL
 ) -> np.ndarray: # float32 [hidden width]
@@ -71,14 +72,14 @@ def float_row(
 def bits_data() -> dict:
     "What the slider of the bits needs; its row comes with the package."
     from fincompress.ptq import LARGEST_WEIGHT
-    row = float_row(packaged_folder(ROW_MODEL))
+    row = label_weights(packaged_folder(ROW_MODEL))
     packaged = ROW_MODEL.replace("compact", "packaged")
     name = (f"the {len(row)} weights by which the last layer of *{display_name(packaged)}* "
             f"scores *{ROW_LABEL}*")
     return dict(name=name, shades=shades(packaged), levels=LARGEST_WEIGHT,
                 row=[round(float(weight), 6) for weight in row])
 
-# %% ../../../nbs/app/web/feel_page.ipynb #24358ed8
+# %% ../../../nbs/app/web/feel_page.ipynb #bf95ccba
 PRUNING_TABLES = ("results/pruning.csv", "results/pruning_against_control.csv")
 CONTROL = "control"
 
@@ -115,7 +116,7 @@ def pruning_data(run_dir) -> dict|None: # None: the run has no pruning; `run_dir
     return dict(heads=int(table.heads_left.max()), floor=floor_on_validation(run_dir),
                 rounds=rounds)
 
-# %% ../../../nbs/app/web/feel_page.ipynb #fe50d52a
+# %% ../../../nbs/app/web/feel_page.ipynb #3a5c3195
 FEEL_PAGE = "feel_it"
 
 def feel_data(run_dir) -> dict: # `run_dir` may be None
