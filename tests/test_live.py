@@ -225,19 +225,21 @@ def test_the_cost_can_be_size(opened):
     assert "size on disk (MB)" in tab.locator(".live-plot").text_content()
 
 
-NAMES = """() => [...document.querySelectorAll('.live-plot .live-name')].map(text => {
-    const {left, right, top, bottom} = text.getBoundingClientRect();
-    return [left, right, top, bottom]; })"""
+NAMES = """plot => [...plot.querySelectorAll('.live-name')].map(text => {
+    const {x, y, width, height} = text.getBBox();
+    return [x, x + width, y, y + height]; })"""
 
 
-def test_names_cover_neither_one_another_nor_the_edge(opened):
-    for name in ("index", "08_benchmark"):
-        tab = opened(name)
-        frame = tab.locator(".live-plot").first.bounding_box()
-        boxes = np.array(tab.evaluate(NAMES))
-        assert len(boxes) >= len(results("benchmark_results"))
+@pytest.mark.parametrize("name, table, count", [
+    ("index", "compact_results", 1), ("08_benchmark", "benchmark_results", 2)])
+def test_names_cover_neither_one_another_nor_the_edge(opened, name, table, count):
+    plots = opened(name).locator(".live-plot").all()
+    assert len(plots) == count
+    for plot in plots:
+        boxes = np.array(plot.evaluate(NAMES))
+        assert len(boxes) == len(results(table))
+        assert boxes[:, 0].min() >= 0 and boxes[:, 1].max() <= plot.bounding_box()["width"]
         for i, (left, right, top, bottom) in enumerate(boxes):
-            assert left >= frame["x"] and right <= frame["x"] + frame["width"]
             others = np.delete(boxes, i, 0)
             across = np.minimum(right, others[:, 1]) - np.maximum(left, others[:, 0])
             down = np.minimum(bottom, others[:, 3]) - np.maximum(top, others[:, 2])
