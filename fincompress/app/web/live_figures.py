@@ -8,7 +8,7 @@ __all__ = ['BACKGROUNDS', 'LEAST_CONTRAST', 'TIME', 'SIZE', 'LIVE_COSTS', 'STUDY
            'models_of', 'live_points', 'floor_of', 'live_figure', 'live_figures', 'live_html', 'add_html',
            'copy_live_assets', 'add_live_figures']
 
-# %% ../../../nbs/app/web/live_figures.ipynb #3a2c2562
+# %% ../../../nbs/app/web/live_figures.ipynb #cf2a72f3
 import re
 import shutil
 from importlib.resources import as_file, files
@@ -24,7 +24,7 @@ from ...lib.measure.metrics import pareto_front
 from ...lib.model.registry import colour_of, display_name
 from ...lib.run.files import write_text
 
-# %% ../../../nbs/app/web/live_figures.ipynb #e0b058a6
+# %% ../../../nbs/app/web/live_figures.ipynb #dcb07807
 BACKGROUNDS = dict(light="#FFFFFF", dark="#121212") # of the site's theme
 LEAST_CONTRAST = 3.0
 
@@ -61,7 +61,7 @@ def shades(name:str) -> dict[str, str]: # `name`: of a model, a class or a crite
     "Its colour on a light page, and on a dark one."
     return {scheme: seen_on(colour_of(name), behind) for scheme, behind in BACKGROUNDS.items()}
 
-# %% ../../../nbs/app/web/live_figures.ipynb #b69b6030
+# %% ../../../nbs/app/web/live_figures.ipynb #14471885
 TIME = dict(key="ms", column="latency_ms_p50", factor=1.0, unit="ms", digits=2, short="Time",
             axis="median milliseconds from text to label, logarithmic")
 SIZE = dict(key="mb", column="size_bytes", factor=1e-6, unit="MB", digits=1, short="Size on disk",
@@ -81,8 +81,10 @@ def front_of(table, cost:dict) -> np.ndarray: # bool [n]; `table`: of `models_of
     return found
 
 def models_of(table): # a DataFrame of `read_results`; gives one
-    "A row a model, its seeds averaged."
-    return table.groupby("variant", sort=False, as_index=False).mean(numeric_only=True)
+    "A row a model, its seeds averaged; one without a cost is left out."
+    means = table.groupby("variant", sort=False, as_index=False).mean(numeric_only=True)
+    costs = [cost["column"] for cost in LIVE_COSTS]
+    return means.dropna(subset=costs, ignore_index=True)
 
 def live_points(
     table, # DataFrame of `models_of`
@@ -106,7 +108,7 @@ def floor_of(table) -> dict|None: # keys: name, score; None: the table has no li
     found = table.test_macro_f1[table.variant == FLOOR_MODEL].tolist()
     return dict(name="TF-IDF floor", score=found[0]) if found else None
 
-# %% ../../../nbs/app/web/live_figures.ipynb #0463511e
+# %% ../../../nbs/app/web/live_figures.ipynb #deecfad5
 STUDY_NOTE = ("Up and to the left is better. Bars are 95% intervals. Filled points are on the "
               "Pareto front, the stepped line: no other variant is both cheaper and better.")
 COMPACT_NOTE = ("Up and to the left is better. Bars are 95% intervals. Filled points are this "
@@ -145,7 +147,7 @@ def live_figures(run_dir) -> dict[str, dict]: # name of a picture → what the s
             compact, "Score against cost", COMPACT_NOTE, [TIME, SIZE], "ours")
     return figures
 
-# %% ../../../nbs/app/web/live_figures.ipynb #9ba6ab66
+# %% ../../../nbs/app/web/live_figures.ipynb #da744447
 LIVE_ASSETS = ("live_figures.js", "feel_page.js", "live.css")
 
 def live_html(

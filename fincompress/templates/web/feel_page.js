@@ -167,8 +167,10 @@ function temperatureText(data, teacher, now) {
     const first = `At T = ${now} the teacher says ${data.classes[best].name} `
         + `with ${shares[best].toFixed(3)}, at T = 1 with ${sharp.toFixed(3)}. `;
     if (norm < 1e-6) return first + "The student says the same, so there is no gradient.";
+    const gradient = `The gradient is ${norm.toFixed(4)}`;
+    if (now === 1) return `${first}${gradient}.`;
     const times = (gradientNorm(teacher, 1) / norm).toFixed(1);
-    return first + `The gradient is ${norm.toFixed(4)}, ${times} times smaller than at T = 1. `
+    return `${first}${gradient}, ${times} times smaller than at T = 1. `
         + `Times T² it is ${(now * now * norm).toFixed(4)}.`;
 }
 
