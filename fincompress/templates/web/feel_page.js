@@ -323,10 +323,11 @@ function drawPruning({ rounds, floor }, now, width) {
         { domain: domainOf(scores, 0.06), label: "macro-F1 on validation",
           text: tick => tick.toFixed(2) });
     if (floor) drawFloor(plot, floor);
+    const apart = Math.min(9, (plot.x(0.1) - plot.x(0)) / 4); // marks of one round, in pixels
     rounds.forEach((rows, round) => {
         const seen = rows.filter(row => row.shades);
         seen.forEach((row, place) => {
-            const x = plot.x(row.share) + 9 * (place - (seen.length - 1) / 2);
+            const x = plot.x(row.share) + apart * (place - (seen.length - 1) / 2);
             const mark = svg("g", {
                 class: round === now ? "live-mark" : "live-mark live-pale",
                 style: row.shades ? coloured(row.shades) : "" });
@@ -343,7 +344,7 @@ function drawPruning({ rounds, floor }, now, width) {
 
 /** @param {Pruned[]} rows */
 function pruningTable(rows) {
-    const heads = ["Removed by", "Macro-F1 on validation (95% interval)", "Before recovery",
+    const heads = ["Removed by", "Macro-F1 (95% interval)", "Before recovery",
         "Against the control (95% interval)"];
     const body = rows.map(row => {
         const style = row.shades && coloured(row.shades);
