@@ -14,6 +14,7 @@ from conftest import loopback
 
 from fincompress.app.pages import site as module
 from fincompress.app.pages.site import GUIDES, PRODUCT, build_site
+from fincompress.app.web.live_figures import LIVE_PAGES
 from fincompress.lib.onnx.packaged import packaged_models
 from fincompress.lib.run.files import RunError
 from fincompress.lib.run.source import project_root
@@ -351,6 +352,16 @@ def test_search_finds_a_function(tab):
     found.click()
     tab.wait_for_url("**/api/fincompress.vanilla_kd.html**")
     assert tab.locator("[id='fincompress.vanilla_kd.soft_label_loss']").is_visible()
+    assert tab.wrong == []
+
+
+@pytest.mark.skipif(not HAS_RUN, reason="there is no reference run")
+@pytest.mark.parametrize("place", LIVE_PAGES)
+def test_plots_answer(tab, place):
+    tab.goto(f"{Path(place).stem}.html")
+    plots = tab.locator("figure.live .live-plot")
+    plots.nth(len(LIVE_PAGES[place]) - 1).wait_for()
+    assert plots.count() == len(LIVE_PAGES[place])
     assert tab.wrong == []
 
 

@@ -96,7 +96,7 @@ def built(run, tmp_path_factory):
     work = tmp_path_factory.mktemp("site")
     source = work/"source"
     shutil.copytree(ROOT/"docs", source)
-    pages = write_live_pages(source, run)
+    pages = write_live_pages(source, run, None)
     page = (source/"try.md").read_text(encoding="utf-8")
     (source/"try.md").write_text(page.replace("/guides/web.ipynb", "/index.md"), encoding="utf-8")
     front = with_try_box("# FinCompress\n\n> Small models\n\nMore.", run)

@@ -44,7 +44,7 @@ from fincompress.app.results import (
 )
 from ..study.pipeline import kernel_environment, own_kernel
 from ..templates import render
-from ..web.site_parts import with_try_box, write_live_pages
+from ..web.site_parts import with_try_box, write_live_figures, write_live_pages
 from ...lib.run.files import RunError, digest, file_digest, write_text
 from ...lib.run.source import project_root, source_digest
 from ...lib.run.stage import STAGES
@@ -443,8 +443,9 @@ def write_pages(
         write_floor(floor, inside, source)
     write_reference(modules, notebooks, source)
     write_run_page(run_dir, source, root)
-    live = write_live_pages(source, root)
+    live = write_live_pages(source, root, run_dir)
     write_text(source/"index.md", front_page(notebooks, live, source, root))
+    write_live_figures(source, run_dir)
 
 # %% ../../../nbs/app/pages/site.ipynb #4e549b91
 def run_of_site(run_dir:Path) -> Path|None: # None: there is no run
