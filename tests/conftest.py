@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from fincompress.app.web.browser import CHROMIUM_FLAGS, CHROMIUM_NAMES
+from fincompress.app.web.web_folder import run_npm
 
 STAGES = ("00_data", "01_teacher", "02_student")
 IMPORTS = """import json, os, sys, time
@@ -257,3 +258,11 @@ def browser():
         browser = playwright.chromium.launch(executable_path=found, args=[*CHROMIUM_FLAGS])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def npm(tmp_path_factory):
+    "Pages with a model are built by npm: a machine that does not reach its registry skips them."
+    asked = run_npm(tmp_path_factory.mktemp("npm"), "view", "onnxruntime-web", "name")
+    if asked.returncode:
+        pytest.skip("npm's registry cannot be reached from here")

@@ -192,7 +192,7 @@ def test_it_answers_as_the_runs_model_does(variant, run, exported):
     assert len({*found.argmax(1)}) == 3  # the model does tell sentences apart
 
 
-def test_a_folder_for_a_page(run, exported, tmp_path):
+def test_a_folder_for_a_page(run, exported, npm, tmp_path):
     "The same graph as the ONNX folder's, and a card for it; an earlier export is replaced."
     for _ in range(2):
         folder = export(run, "student_ptq", "web", tmp_path/"page")

@@ -57,7 +57,7 @@ def plain(html):
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory):
+def built(npm, tmp_path_factory):
     return build_site(ROOT, out=tmp_path_factory.mktemp("site")/"_site")
 
 

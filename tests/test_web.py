@@ -91,7 +91,7 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def built(run, tmp_path_factory):
+def built(run, npm, tmp_path_factory):
     "Front page and page of the site, with everything that they load."
     work = tmp_path_factory.mktemp("site")
     source = work/"source"
@@ -483,7 +483,7 @@ def test_a_folder_for_a_page_of_ones_own(fincompress, opened, tmp_path):
 # The scripts
 
 
-def test_the_scripts_agree_with_their_types():
+def test_the_scripts_agree_with_their_types(npm):
     "TypeScript reads the comments with types; its package is kept in the user's cache."
     lock = web_assets()/"package-lock.json"
     kept = cache_folder()/f"web-check-{file_digest(lock)[:16]}"
