@@ -355,7 +355,7 @@ ALL = "choose one of baseline_tfidf, pruned_teacher_30pct, student_ptq, student_
     ("student", "onnx", ALL),
     ("student_wide_int8", "onnx", "the model is now called compact_wide"),
     ("../run", "onnx", "no variant"),
-    ("teacher", "tflite", "onnx or torch"),
+    ("teacher", "tflite", "onnx, torch or web"),
 ])
 def test_what_cannot_be_exported(variant, to, words, run, tmp_path):
     with pytest.raises(RunError, match=re.escape(words)):
