@@ -17,7 +17,7 @@ from fincompress.app.pages.site import run_sphinx, toctree
 from fincompress.app.use.classifier import Classifier
 from fincompress.app.web.browser import CLOSE, difference_row
 from fincompress.app.web.floor import strongest_ngrams, write_floor_results
-from fincompress.app.web.site_parts import with_try_box, write_live_pages
+from fincompress.app.web.site_parts import with_try_box, write_try_page
 from fincompress.app.web.try_page import HARD
 from fincompress.app.web.web_folder import (
     cache_folder,
@@ -96,7 +96,7 @@ def built(run, npm, tmp_path_factory):
     work = tmp_path_factory.mktemp("site")
     source = work/"source"
     shutil.copytree(ROOT/"docs", source)
-    pages = write_live_pages(source, run, None)
+    pages = [write_try_page(source, run)]
     page = (source/"try.md").read_text(encoding="utf-8")
     (source/"try.md").write_text(page.replace("/guides/web.ipynb", "/index.md"), encoding="utf-8")
     front = with_try_box("# FinCompress\n\n> Small models\n\nMore.", run)
