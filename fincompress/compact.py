@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FILE_STEPS', 'Recipe', 'recipe_of', 'check_start', 'student_from_layers', 'states_of', 'variance_kept', 'Followed',
-           'follow_model', 'mean_answers', 'vary', 'variations', 'split_with', 'Pool', 'make_pool', 'evenly',
-           'compact_student', 'mean_over_sets', 'with_pieces', 'vocabulary_cost', 'largest_inputs', 'input_divisors',
-           'step_row', 'float_row', 'file_row', 'allowed_bits', 'save_rounded', 'export_compact', 'ablation_plan',
-           'ablation_row']
+           'follow_model', 'mean_answers', 'vary', 'variations', 'passages', 'split_with', 'Pool', 'make_pool',
+           'evenly', 'compact_student', 'mean_over_sets', 'with_pieces', 'vocabulary_cost', 'largest_inputs',
+           'input_divisors', 'step_row', 'float_row', 'file_row', 'allowed_bits', 'save_rounded', 'export_compact',
+           'ablation_plan', 'ablation_row']
 
 # %% ../nbs/09_compact.ipynb #f69fa94f
 import copy
@@ -58,6 +58,7 @@ class Recipe:
     temperature: float      # T: softens both distributions
     alpha: float            # share of the soft labels in the loss on the answers
     ema_decay: float | None # of the moving average of the weights; None: the best epoch is kept
+    dropout: float          # share of the activations that are zeroed in training
     seed: int               # of new weights, batches and dropout
     inherit: bool = True    # whether it begins with the layers of the model that it follows
 
@@ -97,7 +98,7 @@ def student_from_layers(
     model:SentimentEncoder, # stays as it is; all its layers alike
     layers:int, width:int, intermediate:int, # shape of the student
     states, # hidden states [n, H] that show in which directions they vary
-    dropout:float=0.1
+    dropout:float=0.1 # share of the activations that are zeroed in training
 ) -> SentimentEncoder: # its heads are as wide as the model's
     "A student that begins with a model's evenly spaced layers, projected where it is narrower."
     old = model.config
@@ -208,6 +209,19 @@ def variations(
     words = [word for text in texts for word in text.split()]
     return [vary(text, words, draw, share) for _ in range(copies) for text in texts]
 
+def passages(
+    texts, # sentences
+    share:float, # of them, to which one or two others are joined
+    seed:int
+) -> list[str]: # in the same order
+    "Sentences, some of which go on with others."
+    draw = random.Random(seed)
+    found = []
+    for text in texts:
+        more = draw.randint(1, 2) if draw.random() < share else 0
+        found.append(". ".join([text, *draw.choices(texts, k=more)]))
+    return found
+
 def split_with(
     texts, # sentences
     tokenizer, # with the whole vocabulary
@@ -237,11 +251,12 @@ def make_pool(
     max_length:int, # word pieces
     copies:int, # variations of each sentence
     pieces:int, # of the vocabulary with which variations are split
-    seed:int # of the variations
+    seed:int, # of the variations
+    joined:float=0. # share of the variations that become passages
 ) -> Pool:
     "Collect the sentences, and split them into word pieces for teacher and students."
     frame = pd.concat([labelled, unlabelled], ignore_index=True)
-    altered = variations([*frame.text], copies, seed)
+    altered = passages(variations([*frame.text], copies, seed), joined, seed)
     both = pd.concat([frame, pd.DataFrame(dict(text=altered))], ignore_index=True)
     whole = sentences(both, tokenizer, max_length)
     kept = pieces_to_keep(tokenizer, frame.text, pieces)
@@ -266,7 +281,7 @@ def compact_student(
     "Train one compact model on what it follows."
     torch.manual_seed(recipe.seed)
     student = student_from_layers(source.model, recipe.layers, recipe.width, recipe.intermediate,
-                                  source.states)
+                                  source.states, recipe.dropout)
     if not recipe.inherit:
         student = SentimentEncoder(student.config)
     train = Sentences(read.token_ids[:count], read.labels[:count])
