@@ -72,14 +72,15 @@ package: install ## Run the profile package and put its models into the package;
 	@test -d "$(DATA)" || { echo "give the folder of the data files: make package DATA=..."; exit 2; }
 	$(BIN)/fincompress run --profile package --run-dir outputs/package -p "data.data_folder=$(DATA)"
 	$(BIN)/python -c "from fincompress.app.deploy.package import package_models; package_models('outputs/package')"
-	$(BIN)/python -c "from fincompress.app.web.floor import write_floor_results; write_floor_results('outputs/package')"
+	$(BIN)/python -c "from fincompress.app.web.floor import write_floor_results; \
+		write_floor_results('outputs/package')"
 	@echo "== done: fincompress models"
 
-web-speed: install browser ## Measure the packaged models in a browser and from Python, on an idle machine
+web-speed: install browser ## Measure the packaged models in a browser, on an idle machine
 	$(BIN)/python -c "from fincompress.app.web.browser import write_browser_table; \
 		print(write_browser_table('outputs/package'))"
 
-scale: install ## Measure files, cluster and service on an idle machine (half an hour, needs wrk); ONLY is one part
+scale: install ## Measure scoring on an idle machine (half an hour, needs wrk); ONLY is a part
 	$(BIN)/python -c "from fincompress.app.scale.cost import write_scale; \
 		print(write_scale('outputs/reference', '$(ONLY)'))"
 

@@ -16,6 +16,7 @@ import pytest
 
 from fincompress.app.web.browser import CHROMIUM_FLAGS, CHROMIUM_NAMES
 from fincompress.app.web.web_folder import run_npm
+from fincompress.lib.onnx.word_model import save_word_model
 
 STAGES = ("00_data", "01_teacher", "02_student")
 IMPORTS = """import json, os, sys, time
@@ -225,6 +226,14 @@ def contents(folder):
     "The files below a folder, with their bytes."
     files = [path for path in Path(folder).rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    "The folder of a model that knows two words."
+    folder = tmp_path_factory.mktemp("model")/"toy"
+    save_word_model(folder, {"rose": (0, 0, 2), "fell": (2, 0, 0)})
+    return folder
 
 
 # Pages

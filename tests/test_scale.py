@@ -8,20 +8,12 @@ import pytest
 
 from fincompress.app.scale import cost
 from fincompress.lib.onnx.packaged import packaged_models
-from fincompress.lib.onnx.word_model import save_word_model
 from fincompress.lib.run.files import RunError, write_csv
 
 RUN = Path(__file__).resolve().parents[1]/"outputs/reference"
 SMALL = cost.ScaleSettings(narrow_rows=50)
 WISHED = 30*60  # seconds for all parts on two cores
 MEMORY = 600  # MB
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")/"toy"
-    save_word_model(folder, {"rose": (0, 0, 2), "fell": (2, 0, 0)})
-    return folder
 
 
 # Parts

@@ -19,19 +19,11 @@ import fincompress
 from fincompress.app.scale.inputs import SHARD_ROWS
 from fincompress.app.scale.ray_engine import on_ray
 from fincompress.app.scale.score import score_files
-from fincompress.lib.onnx.word_model import save_word_model
 from fincompress.lib.run.files import RunError
 
 MAIN = "from fincompress.app.cli import main; main()"
 ROWS = 6*SHARD_ROWS + 7
 MEMORY = 600 # MB
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")/"toy"
-    save_word_model(folder, {"rose": (0, 0, 2), "fell": (2, 0, 0)})
-    return folder
 
 
 def headlines(rows):
