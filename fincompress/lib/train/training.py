@@ -28,6 +28,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ..run.files import RunError, atomic_path, digest, write_csv
+from ..run.machine import cpu_name
 from .batches import Sentences, batches, device, predict, to_device
 from .processes import balanced, from_all, from_first, processes, summed
 
@@ -56,10 +57,10 @@ def low_precision_dtype(where) -> torch.dtype|None: # None: float32 is the faste
     if where.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float16
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        if getattr(torch.cpu, name, lambda: False)():
-            return torch.bfloat16
-    return None
+    def has(name):
+        return getattr(torch.cpu, f"_is_{name}_supported", lambda: False)()
+    fast = has("amx_tile") or has("avx512_bf16") and "Intel" not in cpu_name()
+    return torch.bfloat16 if fast else None
 
 def autocast(where, enabled:bool=True): # a context
     "Matrix products in the device's 16-bit numbers, if it has any."
