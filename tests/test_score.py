@@ -2,6 +2,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import hub_stand_in
 import pandas as pd
 import polars
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as parquet
 import pytest
 
@@ -240,16 +242,25 @@ print(sum(map(len, shards(file_source(sys.argv[1:]).tables()))), peak_memory())
 """
 
 
-def test_memory_does_not_grow_with_a_group_of_rows(tmp_path):
-    "A Parquet file whose rows are all in one group, of some 400 MB of text."
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    "A table of some 400 MB of text as Parquet, whose rows are all in one group, and as CSV."
+    folder = tmp_path_factory.mktemp("large")
     texts = pa.array([f"Sales rose in region {i} {'and so on '*20}" for i in range(10_000)])
     table = pa.table({"text": pa.chunked_array([texts]*200)})
-    parquet.write_table(table, tmp_path/"group.parquet", row_group_size=len(table))
-    command = [sys.executable, "-c", READ, tmp_path/"group.parquet"]
+    parquet.write_table(table, folder/"large.parquet", row_group_size=len(table))
+    csv.write_csv(table, folder/"large.csv")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_little_is_read_ahead(large, ending):
+    command = [sys.executable, "-c", READ, large/f"large.{ending}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows, peak = done.stdout.split()
-    assert int(rows) == len(table) and float(peak) < MEMORY/2
+    assert int(rows) == 2_000_000 and float(peak) < MEMORY/2
 
 
 # A feed
