@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MINILM_DIGEST', 'packaged_minilm', 'frequent_words', 'tiny_backbone', 'label_order', 'align_head', 'load_backbone',
-           'open_backbone', 'save_bert', 'teacher_name', 'teacher_names', 'other_seed']
+           'open_backbone', 'save_bert', 'teacher_name', 'teacher_names', 'other_seed', 'pairs_lesson']
 
 # %% ../nbs/01_teacher.ipynb #915bfdd4
 import importlib.resources
@@ -26,10 +26,15 @@ from transformers import (
     BertTokenizerFast,
 )
 
+from .data import sentences
+from .lib.behaviour.judged import behaviour_table
+from .lib.behaviour.pairs import PAIR
+from .lib.measure.foreign import mean_over_sources
 from .lib.run.checkpoint import LABELS, save_checkpoint
 from .lib.run.files import RunError, file_digest
 from .lib.run.hub import bounded, from_hub
 from .lib.text.links import skip_links
+from .lib.train.batches import predict
 from .lib.train.training import FitSettings
 
 # %% ../nbs/01_teacher.ipynb #921baa0e
@@ -172,3 +177,18 @@ def other_seed(
 ) -> FitSettings:
     "The settings of a further teacher: a seed of its own."
     return replace(settings, seed=settings.seed + number - 1)
+
+# %% ../nbs/01_teacher.ipynb #d288d01d
+def pairs_lesson(
+    model, tokenizer,
+    pairs, # DataFrame of `minimal_pairs`
+    sets:dict, # name → DataFrame: text, label, source
+    max_length:int # word pieces
+) -> dict: # measured → value
+    "The share of pairs passed, by kind, and the macro-F1 on each set, as mean over its sources."
+    def ask(frame):
+        return predict(model, sentences(frame, tokenizer, max_length))
+    both = [ask(pairs.assign(text=pairs[side])) for side in PAIR]
+    passes = behaviour_table(pairs, {"teacher": both}).set_index("kind").passed
+    macro_f1 = {name: mean_over_sources(frame, ask(frame)) for name, frame in sets.items()}
+    return passes.add_prefix("pairs passed: ").to_dict() | macro_f1
