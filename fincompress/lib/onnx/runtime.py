@@ -125,7 +125,7 @@ def fastest_session(
     return min(shortest, key=shortest.get)
 
 # %% ../../../nbs/lib/onnx/runtime.ipynb #4120d466
-TEXTS_PER_CALL = 10_000 # that are tokenised at a time: the tokeniser's records need memory
+TEXTS_PER_CALL = 1_000 # that are tokenised at a time: the tokeniser's records need memory
 
 class OnnxModel:
     "An exported encoder with its tokeniser: texts or word pieces in, logits out."
