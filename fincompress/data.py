@@ -173,7 +173,7 @@ def grammar_rows(count:int, seed:int) -> pd.DataFrame: # text, label, source, sp
     rows = synthetic_corpus(count, seed, transfer=0)
     return rows.assign(source="grammar", split="train")
 
-PAIRS = "pairs" # the source of such sentences
+PAIRS = "pairs" # source of the sentences of minimal pairs
 
 def pair_rows(
     kinds, # of `RELATIONS`

@@ -134,7 +134,7 @@ def opened_dataset(
                        "score them one by one") from error
 
 # %% ../../../nbs/app/scale/inputs.ipynb #befc535c
-BATCH_ROWS = 8192
+BATCH_ROWS = 8192 # of Parquet, or of a data set on the Hub, that are read at a time
 READ_BYTES = 2**20 # of a column that are read at a time
 
 def parquet_batches(
@@ -331,7 +331,8 @@ def file_source(
     files = [file for path in paths for file in files_of(path)]
     format = format or common_format(files)
     dataset = opened_dataset(files, format)
-    names, schema = dataset.schema.names, dataset.schema
+    schema = dataset.schema
+    names = schema.names # of the columns as they are read; JSON Lines are lines
     with told_by_arrow(files[0], format):
         rows = dataset.count_rows()
         if format == "jsonl":

@@ -59,7 +59,8 @@ def low_precision_dtype(where) -> torch.dtype|None: # None: float32 is the faste
         return torch.bfloat16 if native else torch.float16
     def has(name):
         return getattr(torch.cpu, f"_is_{name}_supported", lambda: False)()
-    fast = has("amx_tile") or has("avx512_bf16") and "Intel" not in cpu_name()
+    on_intel = "Intel" in cpu_name()
+    fast = has("amx_tile") or (has("avx512_bf16") and not on_intel)
     return torch.bfloat16 if fast else None
 
 def autocast(where, enabled:bool=True): # a context
