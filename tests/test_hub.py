@@ -273,7 +273,8 @@ def data_stage(tmp_path_factory):
         "datasets/pauri32/fiqa-2018": hub_stand_in.fiqa_files(),
     }
     command = [Path(sys.executable).with_name("fincompress"), "run", "--profile", "smoke",
-               "--run-dir", folder/"run", "--only", "data", "-p", "source=[phrasebank, fiqa]"]
+               "--run-dir", folder/"run", "--only", "data",
+               "-p", "source=[phrasebank, fiqa]", "-p", "pair_kinds=[]"]
     with hub_stand_in.hub(repositories) as server:
         environs = environment(server.url, folder/"hf", MPLBACKEND="agg")
         result = subprocess.run(command, cwd=ROOT, env=environs, capture_output=True, text=True,
