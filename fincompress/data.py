@@ -43,7 +43,7 @@ def settled_label(
 
 def clean(
     table:pd.DataFrame # text, label and more
-) -> tuple[pd.DataFrame, dict]: # (one row a text, counts of what was done)
+) -> tuple[pd.DataFrame, dict]: # (one row per text, counts of what was done)
     "Strip texts, drop empty ones and copies, and settle contradicting labels."
     stripped = table.assign(text=table.text.str.strip()).query("text != ''")
     labels = stripped.groupby("text", sort=False).label
@@ -165,9 +165,10 @@ def with_own_tests(
         _, val = train_test_split(part.index, test_size=val_share, stratify=part.label,
                                   random_state=seed)
         kept.loc[val, "split"] = "val"
-    together = pd.concat([kept, tests.assign(split="test")], ignore_index=True)
-    return together.astype({"label": int})
+    both = pd.concat([kept, tests.assign(split="test")], ignore_index=True)
+    return both.astype({"label": int})
 
+# %% ../nbs/00_data.ipynb #500de252
 def grammar_rows(count:int, seed:int) -> pd.DataFrame: # text, label, source, split
     "Sentences of the bundled grammar, for training alone."
     rows = synthetic_corpus(count, seed, transfer=0)
@@ -195,7 +196,7 @@ def read_available(
     names, # of published data sets, files, or data sets on the Hub
     reading:Reading
 ) -> tuple[pd.DataFrame, dict]: # (text, label, source; name → why it is missing)
-    "Labelled sentences of several sources, as far as they can be had."
+    "Labelled sentences of all available sources, and why the others are missing."
     parts = [pd.DataFrame(dict(text=[], label=[], source=[]), dtype=object)]
     missing = {}
     for name in as_names(names):

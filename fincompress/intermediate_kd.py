@@ -49,7 +49,7 @@ def attention_difference(
     "Mean squared difference of head-averaged attention maps over real pairs (Jiao et al. 2020)."
     pairs = mask[:, :, None]*mask[:, None, :]
     squared = (student.mean(1) - teacher.mean(1)).square()
-    return (squared*pairs).sum()/pairs.sum()
+    return (squared*pairs).sum()/pairs.sum().clamp(min=1)
 
 # %% ../nbs/04_intermediate_kd.ipynb #94b696f7
 def feature_bytes(
@@ -94,6 +94,8 @@ class TeacherFeatures:
         mixed_precision:bool=False # compute in the device's 16-bit numbers
     ):
         self.layers = [*layers]
+        if attentions and -1 in self.layers:
+            raise ValueError("the embeddings have no attention maps: set attentions=False")
         self.width = teacher.config.hidden_size
         self.lengths = torch.tensor([len(ids) for ids in sentences.token_ids])
         self.megabytes = feature_bytes(self.lengths, len(self.layers), self.width, attentions)/1e6
@@ -188,19 +190,19 @@ class FeatureLoss(nn.Module):
                         output_attentions=self.attention_weight > 0)
         soft, hard = distillation_terms(student.logits, teacher.logits, batch["labels"],
                                         self.temperature)
-        terms = dict(soft=soft, hard=hard)
-        inside = 0
-        if self.hidden_weight:
-            terms["hidden"] = self.hidden_term(student, teacher, mask)
-            inside = inside + self.hidden_weight*terms["hidden"]
-        if self.attention_weight:
-            terms["attention"] = self.attention_term(student, teacher, mask)
-            inside = inside + self.attention_weight*terms["attention"]
-        return self.alpha*soft + (1 - self.alpha)*hard + inside, terms
-
-    def hidden_term(self, student, teacher, mask):
-        "Mean difference of projected hidden states, over the pairs of layers."
         aligned = mask*teacher.aligned[:, None]
+        terms = dict(soft=soft, hard=hard)
+        loss = self.alpha*soft + (1 - self.alpha)*hard
+        if self.hidden_weight:
+            terms["hidden"] = self.hidden_term(student, teacher, aligned)
+            loss = loss + self.hidden_weight*terms["hidden"]
+        if self.attention_weight:
+            terms["attention"] = self.attention_term(student, teacher, aligned)
+            loss = loss + self.attention_weight*terms["attention"]
+        return loss, terms
+
+    def hidden_term(self, student, teacher, aligned):
+        "Mean difference of projected hidden states, over the pairs of layers."
         differences = []
         for i, (layer, projection) in enumerate(zip(self.layers, self.projections)):
             projected = projection(student.hidden_states[layer + 1]).float()
@@ -208,12 +210,12 @@ class FeatureLoss(nn.Module):
             differences.append(hidden_difference(projected, followed, aligned))
         return sum(differences)/len(differences)
 
-    def attention_term(self, student, teacher, mask):
+    def attention_term(self, student, teacher, aligned):
         "Mean difference of attention maps, over the pairs of layers."
         differences = []
         for i, layer in enumerate(self.layers):
             followed = teacher.maps[..., i].float().unsqueeze(1)
-            differences.append(attention_difference(student.attentions[layer], followed, mask))
+            differences.append(attention_difference(student.attentions[layer], followed, aligned))
         return sum(differences)/len(differences)
 
 # %% ../nbs/04_intermediate_kd.ipynb #35a52992
@@ -226,7 +228,7 @@ def distil(
     weights:dict, # temperature, alpha, hidden_weight, attention_weight: see `FeatureLoss`
     basis=None, # start of the projections; None: random
     **run # log, state, key, name: see `fit`
-) -> pd.DataFrame: # one row an epoch, as `fit` gives it
+) -> pd.DataFrame: # one row per epoch, as `fit` gives it
     "Train a student on a teacher's answers, hidden states and attention maps."
     torch.manual_seed(settings.seed)
     width = student.config.hidden_size

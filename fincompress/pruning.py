@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['compare_rounds', 'normalised_entropy', 'attention_entropy', 'unit_counts', 'scale_inputs', 'scaled_neurons',
            'sentence_loss', 'gradient_importance', 'neuron_magnitude', 'random_importance', 'unit_importance',
-           'ranked_blocks', 'least_important', 'kept_units', 'cut', 'cut_layer', 'remove_units', 'unit_masks',
+           'ranked_blocks', 'least_important', 'kept_units', 'keep_units', 'cut_layer', 'remove_units', 'unit_masks',
            'masked_difference', 'weight_count', 'prune_rounds', 'nearest_round', 'Arm', 'ArmResult', 'recover',
            'run_arm', 'shares_removed', 'times_faster', 'round_row', 'arm_table']
 
 # %% ../nbs/07_pruning.ipynb #5c2862f9
 import copy
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,6 +28,7 @@ from fincompress.lib.measure.metrics import (
     scores,
 )
 from .lib.measure.timing import measure_latency
+from .lib.model.narrowing import neuron_norms
 from .lib.run.checkpoint import fill
 from .lib.run.files import RunError, digest
 from .lib.train.batches import Sentences, batches, predict, to_device
@@ -113,7 +113,7 @@ def sentence_loss(
     label, # its class, a tensor
     model:SentimentEncoder
 ):
-    "Cross-entropy of one sentence; its maps are computed openly, as vmap needs it."
+    "Cross-entropy of one sentence; asking for the maps avoids fused attention, so that vmap works."
     with scaled_neurons(model, factors["neurons"]):
         out = model(ids[None], mask[None], output_attentions=True, head_mask=factors["heads"])
     return F.cross_entropy(out.logits, label[None])
@@ -145,12 +145,11 @@ def gradient_importance(
 # %% ../nbs/07_pruning.ipynb #2304185c
 @torch.no_grad()
 def neuron_magnitude(model:SentimentEncoder) -> list: # for each layer a tensor [neurons]
-    "Norm of a neuron's incoming weights times that of its outgoing ones (after Li et al. 2017)."
-    return [(layer.up.weight.norm(dim=1)*layer.down.weight.norm(dim=0)).cpu()
-            for layer in model.layers]
+    "The `neuron_norms` of every layer."
+    return [neuron_norms(layer.up.weight, layer.down.weight).cpu() for layer in model.layers]
 
 def random_importance(counts, seed:int) -> list: # for each layer a tensor [units]
-    "Importance by drawing lots."
+    "Random importance: the baseline that every criterion must beat."
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand(count, generator=generator) for count in counts]
 
@@ -182,8 +181,8 @@ def ranked_blocks(
     ranked = []
     for layer, values in enumerate(importance):
         order = values.argsort(stable=True)
-        whole = len(values)//block*block
-        for units in order[:whole].split(block):
+        in_blocks = len(values)//block*block
+        for units in order[:in_blocks].split(block):
             if len(units):
                 ranked.append((values[units].mean().item(), layer, units.tolist()))
     return sorted(ranked)
@@ -209,26 +208,26 @@ def least_important(
 
 # %% ../nbs/07_pruning.ipynb #4e38b7e8
 def kept_units(
-    left:list, # units of each layer
+    layers:list, # units of each layer
     removed:dict # layer → places among them
 ) -> list:
     "The units of each layer that are not removed."
     kept = []
-    for layer, units in enumerate(left):
+    for layer, units in enumerate(layers):
         gone = {*removed.get(layer, [])}
         kept.append([unit for place, unit in enumerate(units) if place not in gone])
     return kept
 
-def cut(
+def keep_units(
     tensors:dict, # name → tensor; changed in place
-    before, # names of the tensors in front of the units: their rows stay
-    behind:str, # name of the tensor behind the units: its columns stay
+    producers, # names of the tensors whose rows make the units
+    consumer:str, # name of the tensor whose columns read them
     index # rows and columns that stay
 ):
     "Keep some units between two projections."
-    for name in before:
+    for name in producers:
         tensors[name] = tensors[name][index]
-    tensors[behind] = tensors[behind][:, index]
+    tensors[consumer] = tensors[consumer][:, index]
 
 def cut_layer(
     tensors:dict, # name → tensor; changed in place
@@ -237,12 +236,13 @@ def cut_layer(
 ):
     "Keep some heads and neurons of one layer."
     place = f"layers.{layer}."
-    inner = [f"{place}attention.{part}.{leaf}" for part in ("query", "key", "value")
-             for leaf in ("weight", "bias")]
+    projections = [f"{place}attention.{part}.{leaf}" for part in ("query", "key", "value")
+                   for leaf in ("weight", "bias")]
     columns = [head*head_size + i for head in heads for i in range(head_size)]
-    cut(tensors, inner, f"{place}attention.output.weight", torch.tensor(columns, dtype=torch.long))
-    inner = [f"{place}up.weight", f"{place}up.bias"]
-    cut(tensors, inner, f"{place}down.weight", torch.tensor(neurons, dtype=torch.long))
+    keep_units(tensors, projections, f"{place}attention.output.weight",
+               torch.tensor(columns, dtype=torch.long))
+    keep_units(tensors, [f"{place}up.weight", f"{place}up.bias"], f"{place}down.weight",
+               torch.tensor(neurons, dtype=torch.long))
 
 def remove_units(
     model:SentimentEncoder, # stays as it is
@@ -308,9 +308,9 @@ def prune_rounds(
     for number in range(1, rounds + 1):
         removed = {}
         for kind, share in shares.items():
-            whole = sum(original[kind])
-            gone = whole - sum(unit_counts(model.config)[kind])
-            count = round(number*share*whole) - gone
+            total = sum(original[kind])
+            gone = total - sum(unit_counts(model.config)[kind])
+            count = round(number*share*total) - gone
             if count:
                 importance = rank(kind, model, number)
                 removed[kind] = least_important(importance, count, minimum[kind], blocks[kind])
@@ -334,18 +334,25 @@ def nearest_round(
 @dataclass(frozen=True)
 class Arm:
     "One model on its way through the rounds."
-    kinds: dict # heads, neurons, both or none → (criterion, share of the original units a round)
+    removals: dict # heads, neurons, both or none → (criterion, share of the original a round)
     rounds: int
     loss_fn: object # of the recovery, see `fit`
     train: Sentences # for the recovery
     settings: FitSettings # of the recovery; the round is added to the seed
 
-class ArmResult(NamedTuple):
+@dataclass
+class ArmResult:
     "What is kept of an arm."
-    rows: list # a dict a round; round 0 is the model before pruning
-    logits: dict # round → [n, 3] on validation
-    left: dict # round → heads and neurons: for each layer the numbers of those left
-    log: pd.DataFrame # of the recoveries
+    rows: list # one dict per round; round 0 is the model before pruning
+    logits: dict = field(default_factory=dict) # round → [n, 3] on validation
+    left: dict = field(default_factory=dict) # round → heads and neurons: those left in each layer
+    logs: list = field(default_factory=list) # of the recoveries, one DataFrame per round
+
+    @property
+    def log(self) -> pd.DataFrame: # round, then the columns of `fit`
+        "All recoveries one after the other."
+        whole = pd.concat(self.logs)
+        return whole[["round", *whole.columns.drop("round")]]
 
 def recover(
     model, # trained in place
@@ -374,11 +381,11 @@ def run_arm(
 ) -> ArmResult:
     "Remove, recover and measure, round after round."
     def rank(kind, pruned, number):
-        criterion, _ = arm.kinds[kind]
+        criterion, _ = arm.removals[kind]
         return unit_importance(kind, criterion, pruned, sample, arm.settings.batch_size,
                                arm.settings.seed + number)
-    shares = {kind: share for kind, (_, share) in arm.kinds.items()}
-    result = ArmResult([measure(0, model, predict(model, val), None)], {}, {}, [])
+    shares = {kind: share for kind, (_, share) in arm.removals.items()}
+    result = ArmResult([measure(0, model, predict(model, val), None)])
     for number, pruned, left in prune_rounds(model, rank, shares=shares, rounds=arm.rounds,
                                              minimum=minimum, blocks=blocks):
         before = predict(pruned, val)
@@ -386,22 +393,22 @@ def run_arm(
         if stage: # the key holds the units left: a state of other units is never used
             options = dict(state=stage.resume(f"{name}-{number}"),
                            key=digest([stage.key(), left]), name=f"{name}, round {number}")
-        result.log.append(recover(pruned, arm, val, number, **options).assign(round=number))
+        result.logs.append(recover(pruned, arm, val, number, **options).assign(round=number))
         result.logits[number] = predict(pruned, val)
         result.left[number] = left
         result.rows.append(measure(number, pruned, result.logits[number], before))
         if finished:
             finished(name, number, pruned, left, result.logits[number])
-    log = pd.concat(result.log)
-    return result._replace(log=log[["round", *log.columns.drop("round")]])
+    return result
 
 def shares_removed(
     config:EncoderConfig,
-    whole:EncoderConfig # before pruning
+    original:EncoderConfig # before pruning
 ) -> dict: # kind → share in [0, 1]
     "Shares of the original heads and neurons that are gone."
-    left = unit_counts(config)
-    return {kind: 1 - sum(left[kind])/sum(counts) for kind, counts in unit_counts(whole).items()}
+    remaining = unit_counts(config)
+    return {kind: 1 - sum(remaining[kind])/sum(counts)
+            for kind, counts in unit_counts(original).items()}
 
 def times_faster(
     model, reference,
@@ -422,12 +429,12 @@ def round_row(
     number:int, model, logits, before, # as `run_arm` calls its `measure`
     *,
     speed:float, # times faster
-    whole:EncoderConfig, # before pruning
+    original:EncoderConfig, # before pruning
     labels, # true classes [n]
     samples:int, seed:int # of the bootstrap
 ) -> dict:
     "Shape, score with its interval, and speed of a model after a round."
-    gone = shares_removed(model.config, whole)
+    gone = shares_removed(model.config, original)
     after = scores(labels, logits)
     low, high = bootstrap_interval(labels, predicted(logits), samples, seed)
     return dict(

@@ -41,7 +41,7 @@ def weight_scale(
 def quantize_weight(
     weight # float [out, in]
 ) -> tuple: # (int8 [out, in] in -63…63, scale float32 [out])
-    "Weights as integers, and a scale a row (Krishnamoorthi 2018)."
+    "Weights as integers, and one scale per row (Krishnamoorthi 2018)."
     scale = weight_scale(weight)
     integers = on_grid(weight.detach(), scale[:, None])
     return integers.clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT).to(torch.int8), scale
@@ -251,7 +251,7 @@ def block_models(
 def sensitivity(
     model, # a float SentimentEncoder
     sentences # Sentences, with labels
-) -> tuple: # (a DataFrame, one row a block; block → predicted classes [n])
+) -> tuple: # (a DataFrame, one row per block; block → predicted classes [n])
     "Scores, logits and size when one block alone is quantised; predicted in batches."
     exact = predict(model, sentences)
     f1_float = scores(sentences.labels, exact)["macro_f1"]

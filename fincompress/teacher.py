@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MINILM_DIGEST', 'packaged_minilm', 'frequent_words', 'tiny_backbone', 'label_order', 'align_head', 'load_backbone',
-           'open_backbone', 'save_bert', 'teacher_name', 'teacher_names', 'other_seed', 'pairs_lesson']
+           'open_backbone', 'save_bert', 'teacher_name', 'teacher_names', 'other_seed', 'train_teacher', 'pairs_lesson']
 
 # %% ../nbs/01_teacher.ipynb #915bfdd4
 import importlib.resources
@@ -30,12 +30,13 @@ from .data import sentences
 from .lib.behaviour.judged import behaviour_table
 from .lib.behaviour.pairs import PAIR
 from .lib.measure.foreign import mean_over_sources
+from .lib.measure.metrics import val_scores
 from .lib.run.checkpoint import LABELS, save_checkpoint
 from .lib.run.files import RunError, file_digest
 from .lib.run.hub import bounded, from_hub
 from .lib.text.links import skip_links
-from .lib.train.batches import predict
-from .lib.train.training import FitSettings
+from .lib.train.batches import Sentences, predict
+from .lib.train.training import FitSettings, cross_entropy, fit
 
 # %% ../nbs/01_teacher.ipynb #921baa0e
 MINILM_DIGEST = ( # SHA-256 of the published model.safetensors
@@ -177,6 +178,25 @@ def other_seed(
 ) -> FitSettings:
     "The settings of a further teacher: a seed of its own."
     return replace(settings, seed=settings.seed + number - 1)
+
+# %% ../nbs/01_teacher.ipynb #4ef2a8a8
+def train_teacher(
+    stage,
+    name:str, # of the checkpoint
+    model, tokenizer, # a backbone, trained in place
+    train:Sentences,
+    val:Sentences,
+    settings:FitSettings,
+    technique:str # in a few words
+) -> tuple: # (DataFrame with one row per epoch, logits [n, 3] on validation)
+    "Fine-tune a backbone and write its checkpoint."
+    history = fit(model, cross_entropy, train, val, settings, log=stage.output(f"logs/{name}.csv"),
+                  state=stage.resume(name), key=stage.key(), name=name)
+    logits = predict(model, val)
+    save_bert(model, stage.output(f"checkpoints/{name}"), tokenizer, technique=technique,
+              metrics=val_scores(val.labels, logits), hyperparameters=dict(stage.parameters),
+              inputs=dict(stage.inputs))
+    return history, logits
 
 # %% ../nbs/01_teacher.ipynb #d288d01d
 def pairs_lesson(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VALIDATION', 'CHOOSING', 'TESTS', 'all_sentences', 'sets_of', 'set_parts', 'adapt_row', 'enough_for', 'behaviour',
-           'doubt_table', 'cascaded', 'cascade_curve', 'cascade_threshold', 'cascade_variant', 'cascade_row']
+           'doubt_table', 'cascaded', 'cascade_curve', 'cascade_threshold', 'cascade_variant', 'cost_and_score']
 
 # %% ../nbs/11_trust.ipynb #90e3f723
 import numpy as np
@@ -22,7 +22,8 @@ from fincompress.lib.measure.foreign import (
     mean_over_sources,
 )
 from .lib.measure.timing import latency_summary
-from .lib.model.cascade import CASCADE, Cascade, confidence
+from .lib.model.cascade import CASCADE, Cascade
+from .lib.model.probabilities import confidence
 from .lib.model.variant import Variant
 from .lib.onnx.runtime import OnnxModel
 from .lib.run.checkpoint import folder_size
@@ -175,13 +176,13 @@ def cascade_variant(
     "A cascade as a model that is compared."
     models = [OnnxModel(folder, threads) for folder in (small, large)]
     cascade = Cascade(*models, threshold)
-    return Variant(CASCADE, tokenise=list, in_pieces=False, runtime="ONNX Runtime, int8",
+    return Variant(CASCADE, tokenise=list, in_pieces=False, engine="ONNX Runtime", precision="int8",
                    size_bytes=folder_size(small) + folder_size(large),
                    technique="the second model answers where the first is not sure",
                    compute=lambda texts, pad_to: cascade.read(texts, 1)[0],
                    batched=lambda texts, batch_size: cascade.read(texts, batch_size)[0])
 
-def cascade_row(
+def cost_and_score(
     variant:Variant,
     milliseconds, # of each timed call
     logits, # on all sentences [n, 3]

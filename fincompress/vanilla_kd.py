@@ -73,7 +73,7 @@ def read_teacher_logits(
     logits = {}
     for split in ("train", "transfer") if transfer else ("train",):
         table = pd.read_csv(stage.input(f"results/teacher_logits_{split}.csv"))
-        logits[split] = torch.tensor(table.to_numpy(), dtype=torch.float32)
+        logits[split] = torch.tensor(table.to_numpy("float32"))
     return logits
 
 def distillation_sentences(

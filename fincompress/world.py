@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from transformers import AutoModelForSequenceClassification
 
-from .benchmark import prefixed, quality, validation_columns
+from .benchmark import quality, validation_columns
 from .lib.measure.foreign import best_temperature, world_table
-from .lib.measure.metrics import paired_difference, predicted
+from .lib.measure.metrics import difference_columns, paired_difference, predicted
 from .lib.model.variant import Variant
 from fincompress.lib.onnx.alternatives import (
     bert_shape,
@@ -88,7 +88,7 @@ def quality_columns(
         **validation_columns(variant, val, test, batch_size),
         **quality(test.label, own, logits["teacher"], logits["baseline_tfidf"], samples, seed,
                   bins),
-        **prefixed("delta_macro_f1_vs_static", from_static))
+        **difference_columns("delta_macro_f1_vs_static", from_static))
 
 # %% ../nbs/10_world.ipynb #41460a26
 def packaged_inputs(

@@ -18,7 +18,7 @@ from fincompress import Classifier
 from fincompress.app.deploy.export import export
 from fincompress.benchmark import open_variant
 from fincompress.lib.examples import toy_tokenizer
-from fincompress.lib.measure.metrics import probabilities
+from fincompress.lib.model.probabilities import softmax
 from fincompress.lib.onnx import checkpoint as onnx_checkpoint
 from fincompress.lib.run.checkpoint import read_info
 from fincompress.lib.run.files import (
@@ -177,7 +177,7 @@ def test_it_answers_as_the_runs_model_does(variant, run, exported):
     answers = Classifier(exported[variant])(texts)
     found = np.array([[*answer["scores"].values()] for answer in answers])
     model = open_variant(run/"checkpoints"/variant, 16)
-    expected = probabilities(model.logits(texts, 32))
+    expected = softmax(model.logits(texts, 32))
     same = np.mean(found.argmax(1) == expected.argmax(1))
     largest = np.abs(found - expected).max()
     if variant == "student_ptq":
@@ -333,7 +333,7 @@ def test_transformers_opens_the_float_student(run, tmp_path):
     scores = [{each["label"]: each["score"] for each in answer} for answer in answers]
     found = np.array([[row[label] for label in LABELS] for row in scores])
     source = run/"checkpoints/student_vanilla_kd"
-    expected = probabilities(open_variant(source, 16).logits(texts, 32))
+    expected = softmax(open_variant(source, 16).logits(texts, 32))
     assert np.abs(found - expected).max() < 1e-5
     assert len({*found.argmax(1)}) == 3
     assert contents(folder).keys() - contents(source).keys() == {Path("README.md")}

@@ -394,7 +394,7 @@ def test_a_full_disk_is_one_message(project, monkeypatch):
 
 
 def test_one_process_a_run_directory(project):
-    with pipeline.locked(project.run_dir):
+    with pipeline.locked_run(project.run_dir):
         with pytest.raises(RunError, match="another process is working"):
             project.study()
 

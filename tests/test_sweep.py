@@ -9,7 +9,7 @@ import pytest
 from conftest import STAGES, make_project
 
 from fincompress.app.scale import sweep as sweeps
-from fincompress.app.study.pipeline import locked, run_study, stage_status
+from fincompress.app.study.pipeline import locked_run, run_study, stage_status
 from fincompress.lib.run.files import RunError, read_json
 from fincompress.lib.run.stage import stage_file
 
@@ -298,6 +298,6 @@ def test_another_sweep_in_the_folder_is_refused(swept):
 
 def test_one_process_a_sweep(scored):
     sweep = planned(scored, "width=1,2")
-    with locked(sweep.folder):
+    with locked_run(sweep.folder):
         with pytest.raises(RunError, match="another process is working"):
             sweeps.run_sweep(sweep)

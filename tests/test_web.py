@@ -25,7 +25,7 @@ from fincompress.app.web.web_folder import (
     run_npm,
     web_assets,
 )
-from fincompress.lib.model.cascade import softmax
+from fincompress.lib.model.probabilities import softmax
 from fincompress.lib.onnx.packaged import MODELS, packaged_models
 from fincompress.lib.run.checkpoint import LABELS
 from fincompress.lib.run.files import file_digest

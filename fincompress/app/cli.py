@@ -308,7 +308,7 @@ def compared_cell(values:dict|None, column:str) -> str:
     return f"{values[column]/unit:.{decimals}f}"
 
 def compare_table(results:dict[str, dict]) -> Table: # run → variant → column → value
-    "One row a variant, three columns a run."
+    "One row per variant, three columns per run."
     table = Table("variant")
     for run_name in results:
         for title, *_ in FORMS.values():
@@ -564,7 +564,11 @@ def score_feed(model:str, format:str, column:str|None, prefix:str, min_confidenc
     from fincompress.app.scale.feed import feed
     from fincompress.app.scale.shard import opened_scorer
     scorer = opened_scorer(model, min_confidence)
-    feed(scorer, sys.stdin.buffer, sys.stdout, format, column or "text", prefix)
+    stream = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer) # unbuffered, if it is a file
+    try:
+        feed(scorer, stream, sys.stdout, format, column or "text", prefix)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 def scoring_engine(
     name:str, # local or ray
@@ -638,6 +642,8 @@ def score(
                          workers=workers, engine=scoring_engine(engine, address))
     if inputs != ["-"]:
         raise RunError("say with --out where the answers go, such as --out answers.parquet")
+    if strict or workers or address or engine != "local":
+        raise RunError("a feed has no --strict, --workers, --engine or --address: give an --out")
     score_feed(model, format or "text", column, prefix, min_confidence)
 
 # %% ../../nbs/app/cli.ipynb #b9a3c0eb

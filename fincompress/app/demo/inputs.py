@@ -75,7 +75,7 @@ def read_rows(
                 raise RunError(
                     f"{name}, line {reader.line_num}: {len(row)} fields, and the first line has "
                     f"{len(rows[0])}. Put texts with commas into quotation marks, or upload "
-                    "a .txt file with one text a line.")
+                    "a .txt file with one text per line.")
             rows.append(row)
     except csv.Error as error:
         raise RunError(f"{name}, line {reader.line_num} is not CSV ({error}): "

@@ -18,8 +18,8 @@ from ..deploy.export import checkpoint_of
 from ..results import read_results, stage_records
 from ..use.classifier import readable_part
 from ...benchmark import VARIANTS, open_variant
-from ...lib.measure.metrics import probabilities
 from ...lib.measure.timing import timed_call
+from ...lib.model.probabilities import softmax
 from ...lib.model.variant import Variant
 from ...lib.run.checkpoint import LABELS
 from ...lib.run.files import RunError, read_json
@@ -78,7 +78,7 @@ def default_model(
     models:dict # of `open_models`
 ) -> str:
     "The model to use for many texts: the best of the fast ones, else the last student."
-    fast = [name for name, model in models.items() if model.runtime.startswith("ONNX")]
+    fast = [name for name, model in models.items() if model.engine == "ONNX Runtime"]
     students = [name for name in reversed(models) if name.startswith("student")]
     return [*fast, *students, *models][0]
 
@@ -92,7 +92,7 @@ def class_probabilities(
 ) -> np.ndarray: # float64 [n, 3]
     "A model's probabilities, from any thread."
     with ONE_AT_A_TIME:
-        return probabilities(model.logits(list(texts), batch_size))
+        return softmax(model.logits(list(texts), batch_size))
 
 def cut_texts(model:Variant, texts) -> list[bool]:
     "Which texts are longer than the model reads, from any thread."

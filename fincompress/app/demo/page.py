@@ -80,7 +80,7 @@ class Actions:
         return words_html(name, *word_effects(self.models[name], one_sentence(text)))
 
     def many(self,
-        pasted:str, # one text a line
+        pasted:str, # one text per line
         file, # path of an upload; None: there is none
         name:str, # of the model
         folder, # for the answers

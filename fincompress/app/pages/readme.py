@@ -76,7 +76,7 @@ def first_screen(
 
 # %% ../../../nbs/app/pages/readme.ipynb #e0af08bb
 FIGURE = "figures/compact_score_by_latency.png"
-FIGURE_WORDS = "Macro-F1 on test against milliseconds from text to label, one point a model"
+FIGURE_WORDS = "Macro-F1 on test against milliseconds from text to label, one point per model"
 CLAIMS = "What the published study claimed, and what this run finds"
 
 def figure_link(run_dir) -> str|None: # None: there is no such figure, or it is elsewhere

@@ -388,7 +388,7 @@ def in_process_row(
     model, # a packaged model's name or a folder
     texts:list
 ) -> dict: # a row of the table
-    "One text a call, without a service."
+    "One text per call, without a service."
     classify = Classifier(model)
     classify(texts[0])
     times = [timed_call(lambda i: classify(texts[i]), i) for i in range(len(texts))]

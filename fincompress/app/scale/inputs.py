@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['FORMATS', 'TEXT', 'NO_SEPARATOR', 'BATCH_ROWS', 'READ_BYTES', 'PROBLEM', 'NOT_UTF8', 'USUAL', 'SHARD_ROWS',
            'file_format', 'files_of', 'common_format', 'text_options', 'file_dataset', 'told_by_arrow',
-           'opened_dataset', 'parquet_batches', 'text_batches', 'decoded', 'text_table', 'typed_table', 'parsed',
-           'parsed_lines', 'json_type', 'common_type', 'json_schema', 'as_json', 'json_problem', 'json_table',
-           'holds_text', 'column_with_texts', 'column_of', 'Source', 'file_source', 'shards', 'hub_source']
+           'opened_dataset', 'parquet_batches', 'text_batches', 'decoded', 'text_table', 'typed_table', 'json_value',
+           'parsed', 'parsed_lines', 'json_type', 'is_writable', 'common_type', 'json_schema', 'as_json',
+           'json_problem', 'json_table', 'holds_text', 'column_with_texts', 'column_of', 'Source', 'file_source',
+           'shards', 'hub_source']
 
 # %% ../../../nbs/app/scale/inputs.ipynb #dbb0fee0
 import glob
 import json
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -196,11 +198,23 @@ def typed_table(
     return table.append_column(PROBLEM, pa.nulls(len(table), pa.string()))
 
 # %% ../../../nbs/app/scale/inputs.ipynb #96d56c84
+def json_value(value):
+    "A value that UTF-8 and JSON can hold: half a character becomes `?`, NaN and infinity null."
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [json_value(each) for each in value]
+    if isinstance(value, dict):
+        return {json_value(name): json_value(each) for name, each in value.items()}
+    return value
+
 def parsed(line:str) -> dict|None: # None: the line is no JSON object
     "A line of JSON Lines."
     try:
-        row = json.loads(line)
-    except ValueError:
+        row = json_value(json.loads(line))
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 
@@ -215,6 +229,11 @@ def json_type(values:list) -> pa.DataType:
         return pa.array(values).type
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         return pa.string()
+
+def is_writable(kind:pa.DataType) -> bool:
+    "Whether Parquet can hold a type: it has no objects without fields."
+    inside = [kind.field(i).type for i in range(kind.num_fields)]
+    return not (pa.types.is_struct(kind) and not inside) and all(map(is_writable, inside))
 
 def common_type(first:pa.DataType, second:pa.DataType) -> pa.DataType:
     "The type that holds both, or text."
@@ -234,7 +253,8 @@ def json_schema(
         for name in dict.fromkeys(name for row in rows for name in row):
             found = json_type([row.get(name) for row in rows])
             types[name] = common_type(types[name], found) if name in types else found
-    return pa.schema([*types.items()])
+    kept = {name: kind if is_writable(kind) else pa.string() for name, kind in types.items()}
+    return pa.schema([*kept.items()])
 
 def as_json(value) -> str|None:
     "A value as text: a text is itself, anything else its JSON."
@@ -296,9 +316,9 @@ def column_with_texts(
                            "say with --column which of them has the texts")
         return usual[0] if usual else texts[0]
     if column not in names:
-        raise RunError(f"{where} has no column {column!r}, only {listed}")
+        raise RunError(f"{where} has no column {column!r}, only {listed}: give another --column")
     if column not in texts:
-        raise RunError(f"the column {column} of {where} holds no texts")
+        raise RunError(f"the column {column} of {where} holds no texts: give another --column")
     return column
 
 def column_of(

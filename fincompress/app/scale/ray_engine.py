@@ -67,9 +67,11 @@ def on_ray(
     pool = ray.data.ActorPoolStrategy(size=min(workers, len(rows)))
     arguments = writer | dict(folder=folder)
     scored = shards.map(FileWriter, fn_constructor_kwargs=arguments, compute=pool, num_cpus=1)
-    for row in scored.iter_rows():
-        if row["error"]:
-            raise RunError(row["error"])
-        yield Counter(json.loads(row["counts"]))
-    for row in rows:
-        Path(row["file"]).unlink()
+    try:
+        for row in scored.iter_rows():
+            if row["error"]:
+                raise RunError(row["error"])
+            yield Counter(json.loads(row["counts"]))
+    finally:
+        for row in rows:
+            Path(row["file"]).unlink(missing_ok=True)

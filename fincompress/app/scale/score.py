@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCORE_PACKAGES', 'COUNTS', 'PLAN', 'ENDINGS', 'TEXT_TYPES', 'need_score', 'part_file', 'write_part', 'part_counts',
-           'ShardWriter', 'in_threads', 'parts_folder', 'check_result', 'check_writable', 'prepare', 'without_nan',
-           'json_writer', 'arrow_writer', 'merge', 'open_source', 'planned', 'count_all', 'score_files', 'finish',
-           'frame_texts', 'frame_answers', 'with_columns', 'score']
+           'ShardWriter', 'in_threads', 'parts_folder', 'check_result', 'check_writable', 'prepare', 'json_writer',
+           'arrow_writer', 'merge', 'open_source', 'planned', 'finished_parts', 'missing_shards', 'score_files',
+           'finish', 'frame_texts', 'frame_answers', 'with_columns', 'score']
 
 # %% ../../../nbs/app/scale/score.ipynb #bd37f1e2
 import json
@@ -21,10 +21,10 @@ import fincompress
 from ..extras import need_extra
 from ...lib.onnx.packaged import DEFAULT_MODEL
 from ...lib.onnx.runtime import cores
-from ...lib.run.files import RunError, atomic_path, read_json, write_json
+from ...lib.run.files import RunError, atomic_path, locked, read_json, write_json
 
 # %% ../../../nbs/app/scale/score.ipynb #a1a7ab34
-SCORE_PACKAGES = ("pyarrow", "datasets") # what the extra `score` installs
+SCORE_PACKAGES = ("pyarrow", "datasets", "filelock") # what the extra `score` installs
 
 def need_score():
     "`RunError` where the extra `score` is not installed."
@@ -78,7 +78,7 @@ class ShardWriter:
             problems = scored[self.prefix + "error"].to_pylist()
             row = next(i for i, problem in enumerate(problems) if problem)
             raise RunError(f"row {number*SHARD_ROWS + row + 1} cannot be scored "
-                           f"({problems[row]}): mend it, or score without --strict")
+                           f"({problems[row]}): correct it, or score without --strict")
         write_part(part_file(self.folder, number), scored, counts)
         return counts
 
@@ -114,14 +114,15 @@ def check_result(out:Path):
         raise RunError(f"{out} ends in {out.suffix}: a result ends in {', '.join(ENDINGS)}, "
                        "or in nothing and is a folder of Parquet files")
     if out.exists() and not (out/PLAN).is_file():
-        raise RunError(f"{out} is there already: delete it, or choose another --out")
+        raise RunError(f"{out} already exists: delete it, or choose another --out")
 
 def check_writable(schema, out:Path):
-    "`RunError` if CSV cannot hold a column."
+    "`RunError` if CSV cannot hold a column: lists, objects, bytes."
     from pyarrow import types
-    nested = [field.name for field in schema if types.is_nested(field.type)]
-    if out.suffix == ".csv" and nested:
-        raise RunError(f"CSV cannot hold the column {nested[0]} ({schema.field(nested[0]).type}): "
+    refused = (types.is_nested, types.is_binary, types.is_large_binary, types.is_string_view)
+    found = [field for field in schema if any(is_kind(field.type) for is_kind in refused)]
+    if out.suffix == ".csv" and found:
+        raise RunError(f"CSV cannot hold the column {found[0].name} ({found[0].type}): "
                        "let --out end in .parquet or .jsonl")
 
 def prepare(
@@ -137,16 +138,13 @@ def prepare(
     write_json(folder/PLAN, plan)
 
 # %% ../../../nbs/app/scale/score.ipynb #f9298efa
-def without_nan(row:dict) -> dict:
-    "A row in which NaN, which JSON does not know, is null."
-    return {name: None if value != value else value for name, value in row.items()}
-
 @contextmanager
 def json_writer(path): # gives a function that takes tables
     "Write tables as JSON Lines."
+    from fincompress.app.scale.inputs import json_value
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         def write(table):
-            for row in map(without_nan, table.to_pylist()):
+            for row in json_value(table.to_pylist()):
                 file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
         yield write
 
@@ -201,26 +199,27 @@ def planned(
                 model=scorer.name, digest=scorer.digest, min_confidence=scorer.min_confidence,
                 prefix=prefix, version=fincompress.__version__)
 
-def count_all(
+def finished_parts(
+    folder:Path, # of the parts
+    strict:bool # a part with a row that was not scored is made again, and meets that row
+) -> dict: # number → Counter
+    "What was counted in the parts that need not be made again."
+    found = {}
+    for file in sorted(folder.glob("part-*.parquet")):
+        counts = part_counts(file)
+        if not (strict and counts["failed"]):
+            found[int(file.stem.removeprefix("part-"))] = counts
+    return found
+
+def missing_shards(
     source, # of `open_source`
-    writer:dict, # arguments of `ShardWriter`
-    engine, # such as `in_threads`
-    workers:int|None # None: as many as the engine finds
-): # yields a Counter for each shard
-    "Score the shards that have no part yet."
+    finished:dict # of `finished_parts`
+): # yields (number, shard)
+    "The shards that have no part yet."
     from fincompress.app.scale.inputs import shards
-    done = []
-
-    def missing():
-        for number, shard in enumerate(shards(source.tables())):
-            counts = part_counts(part_file(writer["folder"], number))
-            if counts is None:
-                yield number, shard
-            else:
-                done.append(counts)
-
-    yield from engine(writer, missing(), workers)
-    yield from done
+    for number, shard in enumerate(shards(source.tables())):
+        if number not in finished:
+            yield number, shard
 
 def score_files(
     inputs, # files, folders, patterns, or the name of one data set on the Hub
@@ -234,7 +233,7 @@ def score_files(
     strict:bool=False, # a row that cannot be scored ends the job
     engine=in_threads,
     workers:int=None, # shards that are scored at a time; None: one on each core
-    tell=lambda counts, rows: None # called after each shard with its counts and all rows
+    tell=lambda counts, rows: None # called after each shard with its counts and the rows to score
 ) -> Counter: # of `COUNTED`
     "Score a corpus; a job that was interrupted goes on where it stopped."
     need_score()
@@ -246,22 +245,39 @@ def score_files(
     check_names(source.schema.names, scorer, prefix)
     check_writable(source.schema, out)
     folder = parts_folder(out)
-    prepare(folder, planned(source, scorer, prefix))
     writer = dict(folder=folder, column=source.column, model=model, prefix=prefix,
                   min_confidence=min_confidence, strict=strict)
-    total = Counter()
-    for counts in count_all(source, writer, engine, workers):
-        total.update(counts)
-        tell(counts, source.rows)
-    finish(folder, out)
+    with locked(out.with_name(f".{out.name}.lock"), out, "choose another --out"):
+        check_result(out) # again: another process may have made it meanwhile
+        prepare(folder, planned(source, scorer, prefix))
+        finished = finished_parts(folder, strict)
+        total = Counter()
+        for counts in finished.values():
+            total.update(counts)
+        rows = source.rows and source.rows - total["read"]
+        for counts in engine(writer, missing_shards(source, finished), workers):
+            total.update(counts)
+            tell(counts, rows)
+        finish(folder, out, total["read"])
     return total
 
-def finish(folder:Path, out:Path):
-    "Make the result of all parts."
+def finish(
+    folder:Path, # of the parts
+    out:Path,
+    rows:int # that were read
+):
+    "Make the result of all parts; `RunError` if they do not have all rows."
+    from pyarrow import parquet
+    for left in folder.glob("shard-*.arrow"): # of an engine that was interrupted
+        left.unlink()
     parts = sorted(folder.glob("part-*.parquet"))
     if not parts:
         shutil.rmtree(folder)
         raise RunError("the input has no rows")
+    held = sum(parquet.read_metadata(part).num_rows for part in parts)
+    if held != rows: # a shared disk may not honour locks
+        raise RunError(f"{folder} holds {held:,} of {rows:,} rows, so another process has changed "
+                       "it: delete it and score again")
     if out == folder:
         return (folder/PLAN).unlink()
     merge(parts, out)
@@ -329,8 +345,11 @@ def score(
         from fincompress.app.scale.inputs import shards
         source = open_source([data], column)
         check_names(source.schema.names, scorer, prefix)
-        return pa.concat_tables(scored_table(scorer, shard, source.column, prefix)[0]
-                                for shard in shards(source.tables()))
+        found = [scored_table(scorer, shard, source.column, prefix)[0]
+                 for shard in shards(source.tables())]
+        if not found:
+            raise RunError(f"{data} has no rows")
+        return pa.concat_tables(found)
     names = data.column_names if hasattr(data, "column_names") else [*data.columns]
     check_names(names, scorer, prefix)
     return with_columns(data, frame_answers(frame_texts(data, column), scorer), prefix)

@@ -37,7 +37,7 @@ from fincompress.app.study.pipeline import (
     changed_causes,
     changed_outputs,
     kept_stages,
-    locked,
+    locked_run,
     nothing_told,
     run_study,
     stage_status,
@@ -440,7 +440,7 @@ def stage_spans(
     return ", ".join(texts) or "nothing"
 
 def plan_table(sweep:Sweep): # a DataFrame of texts
-    "The plan for people: a row a point."
+    "The plan for people: one row per point."
     import pandas as pd
     rows = []
     for point, stages in execution_plan(sweep):
@@ -497,7 +497,7 @@ def run_sweep(
     "Bring every point of a sweep up to date, and its table; a failure leaves the other points."
     refuse_other_content(sweep)
     outcomes = []
-    with locked(sweep.folder):
+    with locked_run(sweep.folder):
         if not (sweep.folder/"sweep.json").exists():
             write_json(sweep.folder/"sweep.json", sweep_record(sweep))
         for of_wave in run_waves(sweep, partial(run_job, **told), engine):
@@ -572,7 +572,7 @@ def compared_points(
     table, # of `sweep_table`
     axes:list
 ): # a DataFrame of texts
-    "The models that differ among the points, a row a value; the best on validation is marked."
+    "The models that differ among the points, one row per value; the best on validation is marked."
     import pandas as pd
     names = value_names(axes)
     means = averaged_points(table[table.variant.isin(differing_models(table))], names)
@@ -599,7 +599,7 @@ def unmoved_sentence(table) -> str: # `table`: of `sweep_table`
 
 # %% ../../../nbs/app/scale/sweep.ipynb #02788e8a
 def draw_sweep(table, axes:list): # a matplotlib Figure; `table`: of `sweep_table`
-    "Small multiples: a panel a model, the values of the grid from left to right."
+    "Small multiples: one panel per model, the values of the grid from left to right."
     from fincompress.lib.show.benchmark_plots import grid_panels
     names = value_names(axes) or [axis.name for axis in axes]
     x, *others = names

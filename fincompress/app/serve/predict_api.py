@@ -41,7 +41,7 @@ from starlette.requests import ClientDisconnect
 import fincompress
 from .batching import Batcher, QueueFull, ServiceOptions
 from ..use.classifier import CHARACTERS, checked_texts, readable_part
-from ...lib.model.cascade import softmax
+from ...lib.model.probabilities import softmax
 from ...lib.run.checkpoint import read_info
 
 # %% ../../../nbs/app/serve/predict_api.ipynb #f1cda5e4

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ADAPT_PACKAGES', 'METHODS', 'LEAST_FINE_TUNED', 'TUNING_PACKAGES', 'need_packages', 'read_strings', 'read_csv_rows',
            'check_rows', 'Labelled', 'not_counted', 'labelled_rows', 'read_labelled', 'rename', 'drop_unused', 'fold',
-           'answers_of', 'can_fine_tune', 'tuned_answers', 'new_content', 'adapted_from', 'check_place',
-           'check_original', 'Outcome', 'card', 'write_adapted', 'check_labelled', 'adapt']
+           'answers_of', 'can_fine_tune', 'tuned_answers', 'new_content', 'adapted_from', 'foreign_files',
+           'check_place', 'check_original', 'Outcome', 'card', 'write_adapted', 'check_labelled', 'adapt']
 
 # %% ../../../nbs/app/use/adapt.ipynb #5255b3d9
 import importlib.util
@@ -20,6 +20,7 @@ from ...lib.run.checkpoint import CARD, INFO, LABELS, read_info, save_checkpoint
 from fincompress.lib.run.files import (
     RunError,
     file_digest,
+    files_below,
     make_folder,
     read_json,
     write_text,
@@ -206,6 +207,13 @@ def adapted_from(
         return None
     return config.get("adapted") if isinstance(config, dict) else None
 
+def foreign_files(folder:Path) -> list[str]: # paths within the folder
+    "The files of a folder that no adapting wrote: all, where it holds no adapted model."
+    names = {path.relative_to(folder).as_posix() for path in files_below(folder)}
+    if adapted_from(folder):
+        names -= {INFO, CARD, *read_json(folder/INFO)["files"]}
+    return sorted(names)
+
 def check_place(folder:Path):
     "`RunError` if an adapted model must not be written to a folder."
     if Path.cwd().is_relative_to(folder.resolve()):
@@ -213,9 +221,10 @@ def check_place(folder:Path):
                        "choose a new folder with --out")
     if folder.is_file():
         raise RunError(f"{folder} is a file: choose a folder with --out")
-    if folder.is_dir() and any(folder.iterdir()) and not adapted_from(folder):
-        raise RunError(f"{folder} holds something that is not an adapted model: "
-                       "choose another folder with --out")
+    others = foreign_files(folder) if folder.is_dir() else []
+    if others:
+        raise RunError(f"{folder} holds {others[0]}, which adapting would delete: "
+                       "move it, or choose another folder with --out")
 
 def check_original(folder:Path):
     "`RunError` if a model was adapted already."

@@ -10,7 +10,8 @@ __all__ = ['CHARACTERS', 'NOT_TEXTS', 'MODEL_FILES', 'UNCERTAIN', 'checked_texts
 import re
 from pathlib import Path
 
-from ...lib.model.cascade import CASCADE, softmax
+from ...lib.model.cascade import CASCADE
+from ...lib.model.probabilities import softmax
 from fincompress.lib.onnx.packaged import (
     DEFAULT_MODEL,
     MODELS,

@@ -138,7 +138,7 @@ def measure_in_browser(
     models:dict, # name → folder of an exported or packaged model
     texts, # some hundreds
     kept=None # see `web_runtime`
-) -> list[dict]: # one row a model; keys also: model, browser
+) -> list[dict]: # one row per model; keys also: model, browser
     "Every model in a page beside the same model from Python."
     rows = []
     for name, source in models.items():

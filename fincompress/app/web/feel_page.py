@@ -17,7 +17,7 @@ from ..results import read_results, stage_records
 from ..templates import render
 from .live_figures import copy_live_assets, number_or_none, shades
 from ...lib.measure.foreign import FLOOR_MODEL
-from ...lib.measure.metrics import probabilities
+from ...lib.model.probabilities import softmax
 from ...lib.model.registry import display_name
 from ...lib.onnx.packaged import packaged_folder
 from ...lib.run.checkpoint import LABELS
@@ -33,7 +33,7 @@ def teacher_answers(run_dir) -> list[dict]: # keys: name, logits [3]; `run_dir` 
     if not file.exists():
         return [MADE_UP]
     logits = pd.read_csv(file)[[*LABELS]].to_numpy()
-    order = probabilities(logits).max(1).argsort(kind="stable")
+    order = softmax(logits).max(1).argsort(kind="stable")
     places = {"its surest": order[-1], "the middle one": order[len(order)//2],
               "its most doubtful": order[0]}
     return [dict(name=f"{name} of {len(logits):,} training sentences",

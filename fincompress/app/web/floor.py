@@ -50,7 +50,7 @@ def strongest_ngrams(
 
 def ngram_lines(
     model # a `TfidfClassifier`
-) -> list[str]: # n-gram, inverse document frequency, a weight a label; with tabs between them
+) -> list[str]: # n-gram, inverse document frequency, one weight per label; with tabs between them
     "The model's n-grams as lines, those of words first."
     frequencies = [idf for vectorizer in model.vectorizers for idf in vectorizer.idf_]
     names = [name for vectorizer in model.vectorizers

@@ -81,7 +81,7 @@ def front_of(table, cost:dict) -> np.ndarray: # bool [n]; `table`: of `models_of
     return found
 
 def models_of(table): # a DataFrame of `read_results`; gives one
-    "A row a model, its seeds averaged; one without a cost is left out."
+    "One row per model, its seeds averaged; one without a cost is left out."
     means = table.groupby("variant", sort=False, as_index=False).mean(numeric_only=True)
     costs = [cost["column"] for cost in LIVE_COSTS]
     return means.dropna(subset=costs, ignore_index=True)

@@ -8,10 +8,10 @@ __all__ = ['SIGNIFICANT', 'passed', 'kind_row', 'behaviour_table', 'broken_in_wo
 # %% ../../../nbs/lib/behaviour/judged.ipynb #fecaad66
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from ..measure.foreign import NEUTRAL, right_direction
-from ..measure.metrics import mcnemar, predicted, probabilities
+from ..measure.metrics import mcnemar, predicted, wilson_interval
+from ..model.probabilities import softmax
 from ..model.registry import display_name
 
 # %% ../../../nbs/lib/behaviour/judged.ipynb #bd53c6b1
@@ -25,7 +25,7 @@ def passed(
         right = right_direction(pairs.first_label, first)
         return right & right_direction(pairs.second_label, second)
     if relation == "milder":
-        before, after = (probabilities(each)[:, NEUTRAL] for each in (first, second))
+        before, after = (softmax(each)[:, NEUTRAL] for each in (first, second))
         return after > before
     return predicted(first) == predicted(second)
 
@@ -36,12 +36,12 @@ def kind_row(
 ) -> dict: # pairs, passed, low, high, delta_vs_teacher, p_mcnemar
     "One model and one kind of pairs."
     count, total = int(passes.sum()), len(passes)
-    interval = binomtest(count, total).proportion_ci(method="wilson")
+    low, high = wilson_interval(count, total)
     return dict(
         pairs=total,
         passed=count/total,
-        low=interval.low,
-        high=interval.high,
+        low=low,
+        high=high,
         delta_vs_teacher=float(passes.mean() - teacher.mean()),
         p_mcnemar=mcnemar(passes, teacher))
 

@@ -43,7 +43,7 @@ def fit_offsets(
     logits, # [n, 3]
     labels # true classes [n]
 ) -> LinearMap:
-    "The temperature and the offsets of negative and positive with the smallest cross-entropy."
+    "Bias-corrected temperature scaling (Alexandari et al. 2020), with a Gaussian prior."
     logits, labels = np.asarray(logits, float), np.asarray(labels)
     places = np.arange(len(labels))
 
@@ -64,7 +64,7 @@ def fit_logistic(
     logits, # [n, 3]
     labels # true classes [n], each class among them
 ) -> LinearMap:
-    "A logistic regression on the logits."
+    "Matrix scaling (Guo et al. 2017): a multinomial logistic regression on the logits."
     found = LogisticRegression(max_iter=1000).fit(np.asarray(logits, float), labels)
     return linear_map(found.coef_.T, found.intercept_)
 
@@ -75,7 +75,7 @@ def fit_last_layer(
     states, # what the classifier reads [n, H]
     labels # true classes [n], each class at least five times
 ) -> LinearMap:
-    "A new last layer."
+    "A linear probe (Alain & Bengio 2016): a new last layer on the states as they are."
     settings = dict(Cs=PENALTIES, cv=5, scoring="neg_log_loss", max_iter=1000, l1_ratios=(0,),
                     use_legacy_attributes=False)
     found = LogisticRegressionCV(**settings).fit(np.asarray(states, float), labels)
@@ -179,7 +179,7 @@ def drawn_adaptations(
     draws:int,
     seed:int,
     test=None # (labels [m], logits [m, 3]) for the scores; None: what a draw leaves
-) -> pd.DataFrame: # a row a draw: method, before, after (macro-F1)
+) -> pd.DataFrame: # one row per draw: method, before, after (macro-F1)
     "Adapt to many draws of labels, and score each on other sentences."
     labels, logits = np.asarray(labels), np.asarray(logits)
     split = StratifiedShuffleSplit(draws, train_size=count, random_state=seed)

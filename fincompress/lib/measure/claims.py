@@ -32,7 +32,7 @@ def read_published(file) -> tuple[pd.DataFrame, list[dict]]: # (published table 
     return pd.DataFrame(content["variants"]).T, content["claims"]
 
 # %% ../../../nbs/lib/measure/claims.ipynb #3d8aad09
-def joined_predictions(tables) -> pd.DataFrame: # `tables`: of label and one column a model
+def joined_predictions(tables) -> pd.DataFrame: # `tables`: of label and one column per model
     "Predicted classes of several stages side by side; all must be of the same sentences."
     tables = list(tables)
     joined = tables[0] if tables else pd.DataFrame(dict(label=[]))
@@ -50,7 +50,7 @@ def models_named(predictions, patterns) -> list[str]: # [] where one pattern fit
 
 def resampled_f1(
     labels, # true classes [n]
-    predictions, # DataFrame of classes [n], a column a model
+    predictions, # DataFrame of classes [n], one column per model
     counts # [samples, n]: how often a resample has each sentence
 ) -> np.ndarray: # [samples]
     "Macro-F1 on each resample, as a mean over the models."
@@ -79,16 +79,15 @@ def score_difference(
 
 # %% ../../../nbs/lib/measure/claims.ipynb #d16a3c06
 def latency_ratio(
-    arm, # milliseconds of each call
-    against, # milliseconds of each call
+    arm, # milliseconds of each call [n]
+    against, # milliseconds of each call, for the same sentences [n]
     samples:int, # resamples of the bootstrap
     seed:int
 ) -> tuple[float, float, float]: # the ratio of medians, and its 95% interval
-    "How many times faster one model is than another, with the bootstrap interval."
-    rng = np.random.default_rng(seed)
-    def medians(times):
-        return np.median(rng.choice(times, (samples, len(times))), axis=1)
-    ratios = medians(against)/medians(arm)
+    "How many times faster one model is than another, with the paired bootstrap interval."
+    arm, against = np.asarray(arm), np.asarray(against)
+    rows = np.random.default_rng(seed).integers(len(arm), size=(samples, len(arm)))
+    ratios = np.median(against[rows], axis=1)/np.median(arm[rows], axis=1)
     return float(np.median(against)/np.median(arm)), *middle_95(ratios)
 
 # %% ../../../nbs/lib/measure/claims.ipynb #1a15ceb8

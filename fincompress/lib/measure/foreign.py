@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NEGATIVE', 'NEUTRAL', 'POSITIVE', 'TEMPERATURES', 'OWN_TEST', 'POOLED', 'ROLES', 'OWN', 'SEEN', 'FOREIGN_VALIDATION',
            'FOREIGN_TEST', 'WORLD_COLUMNS', 'FLOOR_MODEL', 'NO_FOREIGN_SET', 'right_direction', 'direction',
-           'separation', 'best_temperature', 'recalls', 'set_row', 'mean_over_sources', 'parts_by_source',
-           'pooled_parts', 'labelled_sets', 'from_floor', 'world_table', 'foreign_tests', 'here_and_elsewhere',
+           'auc_polar', 'best_temperature', 'recalls', 'set_row', 'mean_over_sources', 'parts_by_source',
+           'pooled_parts', 'labelled_sets', 'world_table', 'foreign_tests', 'here_and_elsewhere',
            'calibration_here_and_elsewhere', 'by_set', 'elsewhere_in_words', 'missing_in_words']
 
 # %% ../../../nbs/lib/measure/foreign.ipynb #2c0a6437
@@ -19,12 +19,13 @@ from sklearn.metrics import recall_score, roc_auc_score
 from fincompress.lib.measure.metrics import (
     CLASSES,
     bootstrap_interval,
+    difference_columns,
     expected_calibration_error,
     paired_difference,
     predicted,
-    probabilities,
     scores,
 )
+from ..model.probabilities import softmax
 from ..model.registry import display_name
 from ..run.checkpoint import LABELS
 
@@ -51,7 +52,7 @@ def direction(
         return np.nan
     return float(right_direction(labels[polar], logits[polar]).mean())
 
-def separation(
+def auc_polar(
     labels, # true classes [n]
     logits # [n, 3]
 ) -> float: # in [0, 1], 0.5 is chance; NaN without a polar or without a neutral sentence
@@ -59,7 +60,7 @@ def separation(
     polar = np.asarray(labels) != NEUTRAL
     if polar.all() or not polar.any():
         return np.nan
-    return float(roc_auc_score(polar, 1 - probabilities(logits)[:, NEUTRAL]))
+    return float(roc_auc_score(polar, 1 - softmax(logits)[:, NEUTRAL]))
 
 # %% ../../../nbs/lib/measure/foreign.ipynb #5d9833e8
 TEMPERATURES = (0.05, 20.0) # lowest and highest that are tried
@@ -67,7 +68,7 @@ TEMPERATURES = (0.05, 20.0) # lowest and highest that are tried
 def best_temperature(
     labels, # true classes [n]
     logits # [n, 3]
-) -> float: # divide logits by it; over 1 means that the model is too bold
+) -> float: # divide logits by it; over 1 means that the model is overconfident
     "The temperature with the smallest cross-entropy (Guo et al. 2017)."
     labels, logits = np.asarray(labels), np.asarray(logits, float)
     def cross_entropy(log_temperature):
@@ -106,7 +107,7 @@ def set_row(
         accuracy=score["accuracy"],
         expected_calibration_error=expected_calibration_error(labels, logits, bins),
         direction=direction(labels, logits),
-        auc_polar=separation(labels, logits),
+        auc_polar=auc_polar(labels, logits),
         **recalls(labels, classes),
         share_neutral=float((classes == NEUTRAL).mean()),
         true_share_neutral=float((labels == NEUTRAL).mean()),
@@ -181,20 +182,6 @@ WORLD_COLUMNS = (
     "delta_macro_f1_vs_floor_high").split()
 FLOOR_MODEL = "baseline_tfidf"
 
-def from_floor(
-    labels, # true classes [n]
-    logits, # the model's [n, 3]
-    floor, # the linear model's [n, 3]
-    samples:int, # resamples of the bootstrap
-    seed:int # of the bootstrap
-) -> dict: # column → value
-    "The paired difference from the linear model on a set."
-    found = paired_difference(labels, predicted(logits), predicted(floor), samples, seed)
-    return dict(
-        delta_macro_f1_vs_floor=found["delta"],
-        delta_macro_f1_vs_floor_low=found["low"],
-        delta_macro_f1_vs_floor_high=found["high"])
-
 def world_table(
     logits:dict, # model → its logits on test, then on foreign sentences [n + m, 3]; the floor too
     test, # DataFrame [n]: text, label, source
@@ -204,15 +191,17 @@ def world_table(
     samples:int, # resamples of the bootstrap
     seed:int, # of the bootstrap, and of the run
     bins:int # of the calibration error
-) -> pd.DataFrame: # `WORLD_COLUMNS`, a row a model, set and role
+) -> pd.DataFrame: # `WORLD_COLUMNS`, one row per model, set and role
     "Each model on each set, in its role for this model."
     rows = []
     for model, own in logits.items():
         for name, role, frame in labelled_sets(test, foreign, learned_from.get(model)):
             labels, each = frame.label, own[frame.index]
+            floor = logits[FLOOR_MODEL][frame.index]
             measured = set_row(labels, each, temperatures[model], samples, seed, bins)
-            difference = from_floor(labels, each, logits[FLOOR_MODEL][frame.index], samples, seed)
-            rows.append(dict(model=model, set=name, role=role, **measured, **difference))
+            from_floor = paired_difference(labels, predicted(each), predicted(floor), samples, seed)
+            measured |= difference_columns("delta_macro_f1_vs_floor", from_floor)
+            rows.append(dict(model=model, set=name, role=role, **measured))
     return pd.DataFrame(rows, columns=WORLD_COLUMNS)
 
 # %% ../../../nbs/lib/measure/foreign.ipynb #9ffc7940
@@ -254,7 +243,7 @@ def calibration_here_and_elsewhere(
 def by_set(
     world, # of `world_table`, one seed
     column:str # such as direction
-) -> pd.DataFrame: # index: set; a column a model; NaN where a set is none of the model's
+) -> pd.DataFrame: # index: set; one column per model; NaN where a set is none of the model's
     "One measure on all test sets: those for foreign validation are left out."
     tests = world[world.role != FOREIGN_VALIDATION]
     table = tests.pivot(index="set", columns="model", values=column)

@@ -32,7 +32,7 @@ def recommend(
 def recommendations(
     table, # of results, with test_macro_f1 and beats_floor as well
     limits:dict # the arguments of `recommend`
-) -> pd.DataFrame: # a row a set of limits
+) -> pd.DataFrame: # one row per set of limits
     "The best model without limits, under each limit alone, and under all of them."
     alone = {name: {name: value} for name, value in limits.items()}
     wanted = ["variant", "val_macro_f1", "test_macro_f1", "size_bytes", "latency_ms_p95",

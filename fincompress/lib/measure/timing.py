@@ -138,7 +138,7 @@ def steady_rounds(
     return found
 
 def measure_rounds(
-    calls:dict, # as of `measure_latency`, and so are the parameters that are not explained here
+    calls:dict, # see `measure_latency`, also for items, warmup, timed, seed and fewer
     items:int,
     yardstick, # function of a row number that does the same work at each call
     rounds:int=5, # that share the counted calls
@@ -156,8 +156,13 @@ def measure_rounds(
     def measure(number):
         shares = {name: max(1, share_of_calls(number, rounds, counts[name])) for name in calls}
         return measure_latency(
-            calls, items, 0 if number else warmup, shares[YARDSTICK], seed + number, shares,
-            first=number*timed//rounds, **turns)
+            calls, items,
+            warmup=0 if number else warmup, # later rounds are warm already
+            timed=shares[YARDSTICK], # it is never slow, so it has a model's full share
+            seed=seed + number,
+            fewer=shares,
+            first=number*timed//rounds,
+            **turns)
     return steady_rounds(measure, rounds, allowed, repeats)
 
 # %% ../../../nbs/lib/measure/timing.ipynb #1895ce12

@@ -15,7 +15,7 @@ from ..run.files import RunError
 # %% ../../../nbs/lib/model/encoder_config.ipynb #52834c3d
 @dataclass(frozen=True)
 class EncoderConfig:
-    "The shape of an encoder; `heads` and `intermediate_sizes` have one number a layer."
+    "The shape of an encoder; `heads` and `intermediate_sizes` have one number per layer."
     vocab_size:int # word pieces
     hidden_size:int # width of the hidden states
     head_size:int # columns of a head
@@ -130,7 +130,7 @@ def from_bert_config(config:dict) -> EncoderConfig:
     "The shape that a config.json describes; `RunError` if it is no BERT."
     check_bert(config)
 
-    def each(value): # one number a layer
+    def each(value): # one number per layer
         return tuple(value) if isinstance(value, list) else (value,)*config["num_hidden_layers"]
 
     head_size = config.get("attention_head_size")

@@ -22,7 +22,8 @@ class Variant:
     tokenise: Callable # n texts → n lists of word pieces, or the texts themselves
     compute: Callable # (pieces, least length in word pieces) → logits float32 [n, 3]
     size_bytes: int # of all files that the model needs, its tokeniser included
-    runtime: str # what computes it, and in which precision
+    engine: str # what computes it
+    precision: str = "float32" # of its matrices; int8 models are scored one sentence at a time
     num_parameters: int|None = None
     technique: str = "" # what made it, in a few words
     trained: bool = True # False: random weights, so only its speed has a meaning
@@ -37,7 +38,7 @@ class Variant:
     def colour(self) -> str: return registry.colour_of(self.name)
 
     @property
-    def is_int8(self) -> bool: return "int8" in self.runtime
+    def runtime(self) -> str: return f"{self.engine}, {self.precision}"
 
     def __call__(self, texts, pad_to:int=0) -> np.ndarray: # float32 [n, 3]
         "Logits of texts, computed in one batch."
@@ -61,7 +62,7 @@ class Variant:
 
     def logits_as_used(self, texts, batch_size:int) -> np.ndarray: # float32 [n, 3]
         "Logits from which a score is computed: int8 models read one sentence at a time."
-        if not self.is_int8:
+        if not self.precision.startswith("int8"):
             return self.logits(texts, batch_size)
         return np.concatenate([self([text]) for text in texts])
 

@@ -38,8 +38,9 @@ def linear_variant(
     info = read_info(folder)
     def compute(texts, pad_to):
         return np.asarray(model.predict_logits(texts), np.float32)
-    return Variant(name, list, compute, folder_size(folder), "scikit-learn, float32",
-                   info["num_parameters"], info["technique"], in_pieces=False)
+    return Variant(name, list, compute, folder_size(folder), "scikit-learn",
+                   num_parameters=info["num_parameters"], technique=info["technique"],
+                   in_pieces=False)
 
 # %% ../../../nbs/lib/onnx/alternatives.ipynb #b6b444a3
 def bert_shape(
@@ -96,8 +97,8 @@ def pytorch_variant(
         batch = {key: torch.from_numpy(values) for key, values in padded(pieces, pad_to).items()}
         return model(**batch).logits.numpy()
     return Variant(name, word_pieces(folder/"tokenizer.json", max_length), compute,
-                   folder_size(folder), "PyTorch, float32", model.num_parameters(), technique,
-                   trained)
+                   folder_size(folder), "PyTorch", num_parameters=model.num_parameters(),
+                   technique=technique, trained=trained)
 
 # %% ../../../nbs/lib/onnx/alternatives.ipynb #48524394
 def plain_onnx(
@@ -147,7 +148,7 @@ def plain_onnx_variant(
     def compute(pieces, pad_to):
         return run_padded(session, pieces, pad_to)
     return Variant(name, word_pieces(Path(folder)/"tokenizer.json", max_length), compute,
-                   folder_size(folder), f"ONNX Runtime, {precision}", trained=trained, **facts)
+                   folder_size(folder), "ONNX Runtime", precision, trained=trained, **facts)
 
 # %% ../../../nbs/lib/onnx/alternatives.ipynb #c9bc1ccc
 def onnx_variant(
@@ -164,7 +165,8 @@ def onnx_variant(
         tokenise=lambda texts: model.tokenise(texts)[0],
         compute=compute,
         size_bytes=folder_size(folder),
-        runtime=f"ONNX Runtime, {config.get('precision', 'float32')}",
+        engine="ONNX Runtime",
+        precision=config.get("precision", "float32"),
         num_parameters=info["num_parameters"],
         technique=info["technique"],
         batched=model.logits,
@@ -227,8 +229,8 @@ def static_variant(
         return embeddings.encode(texts).astype(np.float32) @ weight + bias
     count = embeddings.embedding.size + weight.size + bias.size
     technique = f"static embeddings and logistic regression (C = {C:g})"
-    return Variant("static_embeddings", list, compute, folder_size(folder), "Model2Vec, NumPy",
-                   count, technique, in_pieces=False), C
+    return Variant("static_embeddings", list, compute, folder_size(folder), "Model2Vec",
+                   num_parameters=count, technique=technique, in_pieces=False), C
 
 # %% ../../../nbs/lib/onnx/alternatives.ipynb #d0551554
 def ratio_columns(

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..measure.metrics import agreement, predicted, scores
+from ..measure.metrics import agreement, predicted, val_scores
 from .graph import BLOCK, encoder_graph
 from .runtime import OnnxModel
 from ..run.checkpoint import save_checkpoint
@@ -205,6 +205,6 @@ def save_onnx(
         found = trial.logits(trial.tokenise(texts)[0], batch_size=1)
     sentences = Sentences(tokenise(texts, tokenizer, max_length))
     expected = predict(with_words_of(tensors, model), sentences, batch_size=1).numpy()
-    metrics = {f"val_{k}": v for k, v in scores(labels, found).items()}
+    metrics = val_scores(labels, found)
     metrics |= check_parity(expected, found, precision, name)
     return save_checkpoint(folder, None, config, metrics=metrics, **record)

@@ -19,7 +19,7 @@ from onnx import TensorProto
 
 from ..model.encoder_config import operations_per_piece
 from .graph import Graph
-from .runtime import open_session, padded, run_padded
+from .runtime import open_session, padded, run_padded, session_options
 from ..run.files import read_json
 
 # %% ../../../nbs/lib/onnx/roofline.ipynb #65bb13c7
@@ -89,11 +89,8 @@ def multiply_accumulates(
     length:int # word pieces of the sentence
 ) -> int:
     "Multiply–accumulates in all matrix products of one sentence, those of attention included."
-    width = config.hidden_size
-    columns = sum(config.heads)*config.head_size
-    attention = columns*(4*width*length + 2*length**2)
-    feed_forward = 2*length*width*sum(config.intermediate_sizes)
-    return attention + feed_forward + width*width + width*config.labels
+    linear = int(encoder_operations(config, length))//2
+    return linear + 2*sum(config.heads)*config.head_size*length**2
 
 INT8_PRODUCTS = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
 
@@ -123,7 +120,7 @@ def fraction_of_peak(
     peak:float, # 10⁹ operations a second, of `int8_peak`
     sentences_per_s:float
 ) -> float: # 1 is the ceiling
-    "Which part of the machine's int8 speed a model uses."
+    "Operations a second as a share of the machine's int8 peak."
     return operations*sentences_per_s/(peak*1e9)
 
 # %% ../../../nbs/lib/onnx/roofline.ipynb #4b309a84
@@ -132,7 +129,7 @@ def roofline_columns(
     config, # its shape, an `EncoderConfig`
     lengths, # of the sentences, in word pieces
     peak:float, # 10⁹ operations a second, of `int8_peak`
-    model_ms:float, # of one sentence, from pieces to logits
+    model_ms:float, # of one sentence on average, from pieces to logits
     sentences_per_s:float # in batches
 ) -> dict: # operations a sentence, and fractions of the peak
     "How much of the machine's int8 speed a model uses."
@@ -150,12 +147,9 @@ def profiled_events(
     file, # an ONNX file that takes input_ids and attention_mask
     token_ids:list, # n sentences as word pieces, one call each
     threads:int # that share the work of one call
-) -> pd.DataFrame: # a row an event; `dur` and `ts` in microseconds
+) -> pd.DataFrame: # one row per event; `dur` and `ts` in microseconds
     "The events that ONNX Runtime's profiler noted."
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options = session_options(threads)
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = f"{folder}/profile"

@@ -93,14 +93,14 @@ PIECES_PER_BATCH = 256 # so few that the states of one layer are still in the ca
 def groups(
     lengths, # of n sentences, in word pieces
     batch_size:int, # sentences in a group, at most
-    pieces:int # word pieces in a group, padding included; a single sentence may have more
+    max_pieces:int=PIECES_PER_BATCH # in a group, padding included; one sentence may have more
 ) -> list[list[int]]: # indices of sentences
     "Batches of sentences of similar length, the longest first."
     found = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if found:
             longest = lengths[found[-1][0]]
-            fits = (len(found[-1]) + 1)*longest <= pieces
+            fits = (len(found[-1]) + 1)*longest <= max_pieces
         if not found or not fits or len(found[-1]) == batch_size:
             found.append([])
         found[-1].append(i)
@@ -188,13 +188,12 @@ class OnnxModel:
 
     def logits(self,
         token_ids:list, # n lists of word-piece numbers
-        batch_size:int=32, # sentences computed together, at most
-        pieces:int=PIECES_PER_BATCH # word pieces computed together, at most
+        batch_size:int=32 # sentences computed together, at most
     ) -> np.ndarray: # float32 [n, classes], in the order of token_ids
         "Logits of tokenised sentences; several are computed in batches of similar length."
         if not token_ids:
             return np.zeros((0, len(self.labels)), np.float32)
-        return self.compute(token_ids, "logits", batch_size, pieces)
+        return self.compute(token_ids, "logits", batch_size)
 
     def read(self,
         texts:list,
@@ -207,21 +206,20 @@ class OnnxModel:
     def compute(self,
         token_ids:list, # n lists of word-piece numbers, n ≥ 1
         output:str, # of the graph: logits or features
-        batch_size:int=32, # sentences computed together, at most
-        pieces:int=PIECES_PER_BATCH # word pieces computed together, at most
+        batch_size:int=32 # sentences computed together, at most
     ) -> np.ndarray: # float32 [n, classes or H], in the order of token_ids
         "An output of the graph for sentences; `features` are the states that the classifier reads."
         if len(token_ids) == 1:
             return self.one_batch(token_ids, output=output)
         a_threads_share = -(-len(token_ids)//self.threads)
         size = max(1, min(batch_size, a_threads_share))
-        batches = groups([*map(len, token_ids)], size, pieces)
+        batches = groups([*map(len, token_ids)], size)
 
-        def compute(batch):
+        def run(batch):
             return run_padded(self.single_session, [token_ids[i] for i in batch], output=output)
 
         with ThreadPoolExecutor(self.threads) as pool:
-            rows = np.concatenate([*pool.map(compute, batches)])
+            rows = np.concatenate([*pool.map(run, batches)])
         found = np.empty_like(rows)
         found[np.concatenate(batches)] = rows
         return found

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['latency_distributions', 'scored_point', 'small_title', 'pareto', 'unscored', 'score_by_latency', 'panels',
-           'confusion_panel', 'confusion_matrices', 'wilson_interval', 'reliability_panel', 'reliability',
-           'grid_series', 'one_scale', 'grid_panels']
+           'confusion_panel', 'confusion_matrices', 'reliability_panel', 'reliability', 'grid_series', 'one_scale',
+           'grid_panels']
 
 # %% ../../../nbs/lib/show/benchmark_plots.ipynb #bd98f926
 from textwrap import fill
@@ -13,7 +13,7 @@ from textwrap import fill
 import matplotlib.pyplot as plt
 import numpy as np
 
-from ..measure.metrics import calibration_gap
+from ..measure.metrics import calibration_gap, wilson_interval
 from ..model.registry import CYCLE, colours, display_name
 from ..run.checkpoint import LABELS
 from .point_labels import HALO, label_points
@@ -173,27 +173,15 @@ def confusion_matrices(
     return figure
 
 # %% ../../../nbs/lib/show/benchmark_plots.ipynb #e8945e2f
-def wilson_interval(
-    shares, # successes among the trials, in [0, 1] [n]
-    counts, # trials [n]
-    z:float=1.96 # 95%
-) -> tuple: # low, high [n]
-    "Interval of a share of independent trials (Wilson 1927)."
-    shares = np.asarray(shares, float)
-    counts = np.asarray(counts, float)
-    centre = (shares + z**2/(2*counts))/(1 + z**2/counts)
-    variance = shares*(1 - shares)/counts + z**2/(4*counts**2)
-    half = z*np.sqrt(variance)/(1 + z**2/counts)
-    return centre - half, centre + half
-
 def reliability_panel(
     ax,
     table, # of `reliability_table`
     colour
 ):
-    "Accuracy by confidence, one point a bin."
+    "Accuracy by confidence, one point per bin."
     counts = table["count"]
-    low, high = wilson_interval(table.accuracy, counts)
+    right = (table.accuracy*counts).round().astype(int)
+    low, high = zip(*map(wilson_interval, right, counts))
     ax.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=1)
     ax.vlines(table.confidence, low, high, color=colour, linewidth=1.2, alpha=0.5)
     ax.scatter(table.confidence, table.accuracy, 4 + 160*counts/counts.sum(), color=colour,
@@ -219,7 +207,7 @@ def reliability(
 # %% ../../../nbs/lib/show/benchmark_plots.ipynb #70bfdb16
 def grid_series(
     ax,
-    rows, # DataFrame: x, val_macro_f1; a row a run
+    rows, # DataFrame: x, val_macro_f1; one row per run
     x:str, # column
     places:dict, # value of x → place on the axis
     colour,
@@ -242,11 +230,11 @@ def one_scale(axes):
 
 @styled
 def grid_panels(
-    table, # DataFrame: variant, x, val_macro_f1, and the series; a row a run
+    table, # DataFrame: variant, x, val_macro_f1, and the series; one row per run
     x:str, # column with the values of the grid
     series:str=None # column that tells further values apart; None: there are none
 ):
-    "Macro-F1 on validation by a grid's value: a panel a model, a point a run."
+    "Macro-F1 on validation by a grid's value: one panel per model, one point per run."
     places = {value: place for place, value in enumerate(table[x].unique())}
     names = table.variant.unique()
     figure, axes = panels(len(names), 2.4, 2.1, columns=3, sharey=False)

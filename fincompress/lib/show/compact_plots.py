@@ -37,7 +37,7 @@ def ablation_steps(
     table, # DataFrame: step, val_macro_f1; a step may occur several times, for several seeds
     floor:float=None, teacher:float=None # scores to compare with
 ):
-    "Score after each step of a recipe, one point a training."
+    "Score after each step of a recipe, one point per training."
     by_step = table.groupby("step", sort=False).val_macro_f1
     means = by_step.mean()
     colour = colour_of("compact_narrow")

@@ -16,7 +16,7 @@ import pandas as pd
 from ..run.files import RunError
 from ..run.hub import Unavailable, from_hub
 from .corpus import synthetic_corpus
-from .published import PUBLISHED
+from .published import PUBLISHED, classes_of_scores
 from .tables import Layout, is_hub_name, read_table
 
 # %% ../../../nbs/lib/text/sources.ipynb #60bf8f87
@@ -68,15 +68,15 @@ def published_rows(name:str, reading:Reading) -> pd.DataFrame: # text, label, so
     data = PUBLISHED[name]
     files = files_of_set(name, reading.data_folder)
     if files:
-        parts = [data.read(reading.note(path), reading.neutral_below) for path in files]
-        return pd.concat(parts, ignore_index=True).assign(source=data.source)
+        table = pd.concat([data.read(reading.note(path)) for path in files], ignore_index=True)
+        return classes_of_scores(table, reading.neutral_below).assign(source=data.source)
     if data.hub is None:
         wanted = " or ".join(data.files)
         raise Unavailable(f"{name} needs the file {wanted}, which is not below data_folder: "
                           "put it into a folder and name the folder with data_folder")
     what = f"{name} ({data.hub})"
-    revision, table = from_hub(what, lambda: data.read_hub(data.hub, reading.neutral_below))
-    table = table.assign(source=data.source)
+    revision, table = from_hub(what, lambda: data.read_hub(data.hub))
+    table = classes_of_scores(table, reading.neutral_below).assign(source=data.source)
     table.attrs["revisions"] = {data.hub: revision}
     return table
 

@@ -6,14 +6,16 @@
 __all__ = ['TfidfClassifier']
 
 # %% ../../../nbs/lib/text/tfidf.ipynb #bd7a4c4f
+from pathlib import Path
+
 import numpy as np
-import torch
+from safetensors.numpy import load_file, save
 from scipy.sparse import hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from ..run.checkpoint import load_checkpoint, save_checkpoint
-from ..run.files import RunError
+from ..run.checkpoint import read_info, save_checkpoint
+from ..run.files import RunError, read_json
 from .links import remove_links
 
 # %% ../../../nbs/lib/text/tfidf.ipynb #ae7929da
@@ -62,26 +64,29 @@ class TfidfClassifier:
         **record # see `save_checkpoint`
     ):
         "Write the model as a checkpoint."
-        tensors = {"weight": torch.from_numpy(self.weight), "bias": torch.from_numpy(self.bias)}
+        arrays = {"weight": self.weight, "bias": self.bias}
         for i, vectorizer in enumerate(self.vectorizers):
-            tensors[f"idf.{i}"] = torch.from_numpy(vectorizer.idf_)
+            arrays[f"idf.{i}"] = vectorizer.idf_
         ngrams = [vectorizer.get_feature_names_out().tolist() for vectorizer in self.vectorizers]
         config = dict(model_type="fincompress-tfidf", **self.settings, ngrams=ngrams)
         num_parameters = self.weight.size + self.bias.size
-        return save_checkpoint(folder, tensors, config, num_parameters=num_parameters, **record)
+        return save_checkpoint(folder, None, config, num_parameters=num_parameters,
+                               files={"model.safetensors": save(arrays)}, **record)
 
     @classmethod
     def load(cls, folder):
         "Read the model from a checkpoint, verified."
-        config, tensors = load_checkpoint(folder)
+        read_info(folder)
+        config = read_json(Path(folder)/"config.json")
         if config["model_type"] != "fincompress-tfidf":
             raise RunError(f"{folder} holds a {config['model_type']}, not a TF-IDF model: "
                            "give the folder of baseline_tfidf")
+        arrays = load_file(Path(folder)/"model.safetensors")
         model = cls(config["word_ngrams"], config["char_ngrams"], config["max_features"])
         for i, vectorizer in enumerate(model.vectorizers):
             columns = {ngram: column for column, ngram in enumerate(config["ngrams"][i])}
             vectorizer.vocabulary = columns
-            vectorizer.idf_ = tensors[f"idf.{i}"].numpy()
-        model.weight = tensors["weight"].numpy()
-        model.bias = tensors["bias"].numpy()
+            vectorizer.idf_ = arrays[f"idf.{i}"]
+        model.weight = arrays["weight"]
+        model.bias = arrays["bias"]
         return model

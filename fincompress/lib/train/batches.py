@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..run.checkpoint import LABELS
 from ..run.files import RunError
 from .processes import own_part, processes
 
@@ -24,12 +25,15 @@ def tokenise(
     max_length:int # longest sequence kept, in word pieces, special ones included
 ) -> list[list[int]]: # word-piece numbers of each sentence, unpadded
     "Tokenise sentences; longer ones are cut at `max_length`."
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length,
+    texts = list(texts)
+    if not texts:
+        return [] # tokenisers refuse an empty list
+    encoded = tokenizer(texts, truncation=True, max_length=max_length,
                         add_special_tokens=True, return_attention_mask=False)
     return encoded["input_ids"]
 
 class Sentences(Dataset):
-    "Tokenised sentences with labels and any further targets, one row a sentence."
+    "Tokenised sentences with labels and any further targets, one row per sentence."
     def __init__(self,
         token_ids, # list of n lists of word-piece numbers
         labels=None, # n class numbers, `NO_LABEL` where there is none; None: none at all
@@ -113,6 +117,8 @@ def predict(
     where=None # device; None is that of the model's first parameter
 ) -> torch.Tensor: # logits, float32 [n, classes], on the CPU
     "Logits of every sentence, in the sentences' own order."
+    if not len(sentences):
+        return torch.zeros(0, len(LABELS))
     where = where or next((p.device for p in model.parameters()), torch.device("cpu"))
     was_training = model.training
     model.eval()

@@ -398,11 +398,11 @@ def fit(
     val:Sentences,
     settings:FitSettings,
     *,
-    log=None, # path of a CSV with one row an epoch
+    log=None, # path of a CSV with one row per epoch
     state=None, # path of the state for a resume; None keeps none
     key:str="", # digest of what the training depends on beyond the arguments here
     name:str=None # shown in the progress; None shows none
-) -> pd.DataFrame: # one row an epoch: learning rate, training terms, validation, seconds
+) -> pd.DataFrame: # one row per epoch: learning rate, training terms, validation, seconds
     """Train a model; keep its best epoch on validation, or the moving average of its weights.
 
     With several processes every one calls it and ends with the same weights; the first writes."""
@@ -443,7 +443,7 @@ def step_seconds(
     loss_fn,
     loader, # batches
     mixed_precision:bool=True
-) -> list[float]: # one number a step, without the first
+) -> list[float]: # one number per step, without the first
     "Seconds that each training step over a loader takes."
     where = device()
     trained = trainable_parts(model, loss_fn).to(where)
