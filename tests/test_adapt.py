@@ -218,6 +218,17 @@ def test_an_adapted_folder_may_be_written_again(fincompress, place):
     assert [path.name for path in Path("below").iterdir()] == ["mine"]
 
 
+def test_labels_in_the_folder_of_the_model_are_not_deleted(fincompress, place):
+    "Labels that a person made cost more than any other file."
+    assert fincompress("adapt", "my.csv", "--model", "words", "--out", "mine").code == 0
+    write("mine/labels.csv", rows(100))
+    before = contents(place)
+    again = fincompress("adapt", "mine/labels.csv", "--model", "words", "--out", "mine")
+    assert again.code == 1
+    assert "mine also holds labels.csv, which adapting would delete" in again.err
+    assert contents(place) == before
+
+
 def test_nothing_gained_is_nothing_written(fincompress, place):
     "A model that is right in four of five sentences, and says so."
     given = [(f"{word} number {i}", LABELS[(true + (i % 5 == 0)*(1 + i % 2)) % 3])

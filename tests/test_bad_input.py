@@ -204,6 +204,14 @@ def test_a_foreign_set_from_which_models_learn(run_dir, tmp_path):
     assert "models learn from own, so it is no foreign set" in message
 
 
+def test_groups_that_given_tests_would_tear(run_dir, tmp_path):
+    own = own_table(tmp_path/"own.csv", range(60))
+    tests = own_table(tmp_path/"tests.csv", range(60, 90))
+    message = refused(run_dir, "--only", "data", "-p", f"source={own}", "-p",
+                      f"test_source={tests}", "-p", "group_near_duplicates=true")
+    assert "group_near_duplicates has no effect on test sentences that are given" in message
+
+
 def test_labels_that_are_not_the_three(run_dir, tmp_path):
     path = tmp_path/"own.csv"
     path.write_text("text,label\nSales rose,bullish\n")

@@ -179,7 +179,7 @@ def test_scores_are_beside_the_models(opened):
     captions = page.locator("#answers .scores").all_inner_texts()
     assert captions and all(re.match(r"\d\.\d\d here", caption) for caption in captions)
     assert f"{ELSEWHERE:.2f} elsewhere" in "".join(captions)
-    assert "no choice has seen" in page.locator("#answers .hint").inner_text()
+    assert "has not learned from" in page.locator("#answers .hint").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 

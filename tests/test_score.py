@@ -149,6 +149,28 @@ def test_strict_scoring_names_the_row_and_can_be_mended(tmp_path, model):
     assert pd.read_csv(tmp_path/"out.csv").error.tolist()[1] == "the text is empty"
 
 
+def test_odd_values_end_no_job(tmp_path, model):
+    "Half an emoji, NaN, an object without fields: what no other program takes is mended."
+    lines = ['{"text": "Sales fell \\ud83d", "meta": {}, "tags": [NaN, 1.5]}',
+             '{"text": "Sales rose", "meta": {}, "tags": [Infinity]}']
+    (tmp_path/"odd.jsonl").write_text("\n".join(lines))
+    for ending in ("parquet", "jsonl"):
+        counts = score_files([tmp_path/"odd.jsonl"], tmp_path/f"out.{ending}", model)
+        assert (counts["scored"], counts["failed"]) == (2, 0)
+    written = (tmp_path/"out.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in written]
+    assert [row["text"] for row in rows] == ["Sales fell ?", "Sales rose"]
+    assert [row["tags"] for row in rows] == [[None, 1.5], [None]]
+
+
+def test_csv_that_cannot_hold_a_column_is_refused_at_once(tmp_path, model):
+    table = pa.table(dict(text=["Sales rose"], raw=pa.array([b"\xff"], pa.binary())))
+    parquet.write_table(table, tmp_path/"x.parquet")
+    with pytest.raises(RunError, match="CSV cannot hold the column raw"):
+        score_files([tmp_path/"x.parquet"], tmp_path/"out.csv", model)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.parquet"]
+
+
 @pytest.mark.parametrize("content, words", [
     (b"", "cannot be read as csv"),
     (b"id,text\n", "the input has no rows"),
@@ -208,6 +230,54 @@ def test_parts_of_another_job_are_not_mixed_in(tmp_path, model):
     file.write_text("text\nSales fell\n")
     with pytest.raises(RunError, match="another job"):
         score_files([file], tmp_path/"out.csv", model)
+
+
+def test_a_second_job_at_the_same_place_is_refused(tmp_path, model):
+    "Two of them would delete each other's parts."
+    file = tmp_path/"x.csv"
+    file.write_text("text\n" + "\n".join(headlines(2*SHARD_ROWS)))
+    refused = []
+
+    def again(counts, rows):
+        with pytest.raises(RunError, match="another process is working in .*out.parquet"):
+            score_files([file], tmp_path/"out.parquet", model)
+        refused.append(counts)
+
+    score_files([file], tmp_path/"out.parquet", model, workers=1, tell=again)
+    assert len(refused) == 2 and len(parquet.read_table(tmp_path/"out.parquet")) == 2*SHARD_ROWS
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "x.csv"]
+
+
+def test_parts_without_all_rows_make_no_result(tmp_path, model):
+    "As on a shared disk that honours no lock."
+    file = tmp_path/"x.csv"
+    file.write_text("text\n" + "\n".join(headlines(2*SHARD_ROWS)))
+
+    def delete(counts, rows):
+        (tmp_path/"out.parquet.parts/part-00000.parquet").unlink(missing_ok=True)
+
+    with pytest.raises(RunError, match=f"of {2*SHARD_ROWS:,} rows, so another process"):
+        score_files([file], tmp_path/"out.parquet", model, workers=1, tell=delete)
+    assert not (tmp_path/"out.parquet").exists()
+
+
+def test_a_job_that_goes_on_strictly_meets_the_bad_row_again(tmp_path, model):
+    file = tmp_path/"x.csv"
+    file.write_text("id,text\n1,Sales rose\n2,\n" + "".join(
+        f"{i},{text}\n" for i, text in enumerate(headlines(SHARD_ROWS))))
+
+    def stop(counts, rows):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        score_files([file], tmp_path/"out.csv", model, workers=1, tell=stop)
+    assert (tmp_path/"out.csv.parts/part-00000.parquet").exists()
+    with pytest.raises(RunError, match="row 2 cannot be scored"):
+        score_files([file], tmp_path/"out.csv", model, strict=True)
+    told = []
+    score_files([file], tmp_path/"out.csv", model, tell=lambda counts, rows: told.append(rows))
+    assert len(pd.read_csv(tmp_path/"out.csv")) == SHARD_ROWS + 2
+    assert told in ([2], []) # what is left to score
 
 
 def test_workers_change_no_byte(tmp_path, corpus, model, answers):
@@ -280,6 +350,45 @@ def test_a_feed_is_answered_line_by_line(model):
     feed.stdin.close()
     assert feed.wait(timeout=60) == 0
     assert labels == ["positive", "negative"]
+
+
+@pytest.mark.parametrize("how", ["interrupted", "unread"])
+def test_a_feed_ends_quietly(model, how):
+    "On Ctrl-C, or when nobody reads its answers any more, though its input stays open."
+    def heed(): # a background job ignores SIGINT
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    feed = subprocess.Popen(command("score", "-", "--model", model), stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
+                            preexec_fn=heed)
+    feed.stdin.write("Sales rose\n")
+    feed.stdin.flush()
+    assert json.loads(feed.stdout.readline())["label"] == "positive"
+    if how == "interrupted":
+        feed.send_signal(signal.SIGINT)
+    else:
+        feed.stdout.close()
+        feed.stdin.write("Sales fell\n")
+        feed.stdin.flush()
+    assert feed.wait(timeout=60) == (130 if how == "interrupted" else 1)
+    error = feed.stderr.read()
+    assert "Fatal" not in error and "Traceback" not in error, error
+
+
+def test_a_feed_keeps_the_fields_of_a_line(fincompress, model):
+    given = '{"text": "Sales fell", "label": "mine"}\n'
+    words = ("score", "-", "--format", "jsonl", "--model", model)
+    refused = fincompress(*words, given=given)
+    assert refused.code == 1 and "--prefix" in refused.err
+    answered = fincompress(*words, "--prefix", "model_", given=given)
+    row = json.loads(answered.out)
+    assert (row["label"], row["model_label"]) == ("mine", "negative")
+
+
+@pytest.mark.parametrize("option", [["--strict"], ["--workers", "2"], ["--engine", "ray"]])
+def test_a_feed_refuses_what_is_for_jobs(fincompress, model, option):
+    refused = fincompress("score", "-", "--model", model, *option, given="Sales rose\n")
+    assert refused.code == 1 and "give an --out" in refused.err
 
 
 def test_what_is_piped_in_can_be_a_job(tmp_path, model):

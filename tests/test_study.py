@@ -219,6 +219,20 @@ def test_a_parameter_of_05_reruns_what_depends_on_it(copied):
     assert ("06_qat" in begun) == reads_ptq
 
 
+def test_a_table_of_your_own_needs_no_transfer_text(tmp_path):
+    "Text and label, and nothing else, up to the first distillation."
+    words = dict(negative="fell", neutral="met", positive="rose")
+    rows = [f"Sales of firm {i} {words[label]},{label}" for i in range(30) for label in words]
+    (tmp_path/"mine.csv").write_text("\n".join(["text,label", *rows]))
+    names = ("data", "teacher", "student", "vanilla_kd")
+    only = [word for name in names for word in ("--only", name)]
+    result = command("fincompress", "run", "--profile", "smoke", "--run-dir", tmp_path/"run", *only,
+                     "-p", f"data.source={tmp_path/'mine.csv'}", "-p", "data.pair_kinds=[]")
+    assert result.returncode == 0, result.stderr
+    logits = (tmp_path/"run/results/teacher_logits_transfer.csv").read_text()
+    assert logits.splitlines() == [",".join(LABELS)]
+
+
 BY_HAND = [("00_data", {"bundled_sentences": 200}), ("01_teacher", {"learning_rate": 0.002}),
            ("03_vanilla_kd", {"temperature": 3.0}), ("05_ptq", {"max_length": 100}),
            ("08_benchmark", {"latency_calls": 5, "bootstrap_samples": 100})]

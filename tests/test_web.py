@@ -480,6 +480,17 @@ def test_a_folder_for_a_page_of_ones_own(fincompress, opened, tmp_path):
     assert (tmp_path/"my"/"thesis.txt").exists()
 
 
+def test_a_packaged_model_in_a_folder_of_ones_own(fincompress, tmp_path):
+    said = fincompress("export", "packaged", "compact_tiny", "--out", tmp_path/"mine")
+    assert said.code == 0, said.err
+    answered = fincompress("classify", "--csv", "--model", tmp_path/"mine", "Sales fell")
+    assert answered.out.splitlines()[1].startswith("Sales fell,negative")
+    again = fincompress("export", "packaged", "compact_tiny", "--out", tmp_path/"mine")
+    assert again.code == 1 and "would be replaced" in again.err
+    float_form = fincompress("export", "packaged", "compact_tiny", "--to", "torch")
+    assert float_form.code == 1 and "give --to onnx or web" in float_form.err
+
+
 # The scripts
 
 

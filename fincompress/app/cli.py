@@ -346,7 +346,7 @@ def compare(
 
 # %% ../../nbs/app/cli.ipynb #4faae710
 RunWithModels = Annotated[Path, typer.Argument(
-    metavar="RUN", help="A run directory; with --to web also packaged, for the packaged models.")]
+    metavar="RUN", help="A run directory, or packaged, for the packaged models.")]
 CheckpointName = Annotated[str, typer.Argument(
     metavar="VARIANT", help="One of its checkpoints, such as compact_narrow.")]
 
@@ -362,8 +362,8 @@ def export(
 ):
     "Write one folder to deploy: model, tokeniser, configuration and model card."
     from fincompress.app.web.site_parts import PACKAGED, export_packaged
-    if to == "web" and str(run_dir) == PACKAGED and not run_dir.is_dir():
-        return typer.echo(export_packaged(variant, out))
+    if str(run_dir) == PACKAGED and not run_dir.is_dir():
+        return typer.echo(export_packaged(variant, to, out))
     need_study()
     from fincompress.app.deploy.export import export as export_model
     typer.echo(export_model(run_dir, variant, to, out))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TABLES', 'WORLD', 'NUMBERS', 'NOT_MEASURED', 'HERE', 'ELSEWHERE', 'OWN_SCORE', 'COSTS', 'COMPARED', 'read_results',
            'left_out', 'stages_of', 'stage_records', 'is_finished', 'notes', 'read_world', 'own_scores',
-           'elsewhere_numbers', 'score_captions', 'read_data_card', 'foreign_sets', 'elsewhere_sentence',
+           'elsewhere_numbers', 'score_captions', 'read_data_card', 'foreign_sets', 'names_text', 'elsewhere_sentence',
            'without_folders', 'backbone_of', 'training_sources', 'run_licence', 'plain', 'bold', 'number_texts',
            'with_intervals', 'model_names', 'results_table', 'elsewhere_texts', 'model_texts', 'compact_rows',
            'compact_table', 'scores_table', 'packaged_rows', 'product_table', 'range_texts', 'seeds_table',
@@ -118,25 +118,37 @@ def read_data_card(run_dir) -> dict: # {}: there is none
 
 def foreign_sets(
     run_dir,
-    role:str="foreign" # the role begins with it
+    role:str="foreign", # the role begins with it
+    packaged:bool=False # those of the packaged models, which learned from other sources
 ) -> list[str]: # names
-    "The foreign sets of a run's own models; packaged models may have others."
+    "The foreign sets of a run's own models, or of the packaged ones."
     from fincompress.lib.measure.foreign import POOLED
     world = read_world(run_dir)
     if world is None:
         return []
-    own = ~world.model.str.startswith("packaged")
-    names = world.set[own & world.role.str.startswith(role)].unique()
+    of_these = world.model.str.startswith("packaged") == packaged
+    names = world.set[of_these & world.role.str.startswith(role)].unique()
     return [name for name in names if name != POOLED]
 
+def names_text(names) -> str:
+    "Names of sets as people read them."
+    return ", ".join(map(display_name, names))
+
 def elsewhere_sentence(run_dir) -> str:
-    "Where the numbers of text from elsewhere come from."
+    "Where the numbers of text from elsewhere come from, and which of them compare."
     from fincompress.lib.measure.foreign import missing_in_words
-    names = [display_name(name) for name in foreign_sets(run_dir, "foreign test")]
+    own = foreign_sets(run_dir, "foreign test")
+    others = foreign_sets(run_dir, "foreign test", packaged=True)
+    choosing = foreign_sets(run_dir, "foreign validation")
     said = "The models of this run were not measured on text from elsewhere."
-    if names:
-        said = (f"Text from elsewhere: mean macro-F1 over {', '.join(names)}, whose sources no "
-                "training and no choice has seen; the worst set is in brackets.")
+    if own:
+        said = (f"Text from elsewhere: mean macro-F1 over {names_text(own)}, from which this run's "
+                "models have not learned; the worst set is in brackets.")
+    if own and choosing:
+        said += f" Other sentences of {names_text(choosing)} guided choices."
+    if own and others and {*own} != {*others}:
+        said += (f" For the packaged models it is {names_text(others)}, since they learned from "
+                 "other sources: such a mean compares with those of the packaged models alone.")
     missing = missing_in_words(read_data_card(run_dir).get("missing") or {})
     return f"{said} {missing}".rstrip()
 
@@ -374,7 +386,7 @@ def choice_sentence(
     run_dir,
     mark=plain # called with the name of each chosen model
 ) -> str|None: # None: the run has no table of the compact models
-    "Which compact model to take."
+    "Which compact model is the best, and which the fastest."
     table = read_results(run_dir).get("10_world")
     if table is None:
         return None
@@ -386,11 +398,12 @@ def choice_sentence(
                 f"take {mark(display_name('baseline_tfidf'))}.")
     best = good.val_macro_f1.idxmax()
     fastest = good.latency_ms_p50.idxmin()
-    first = f"Take {mark(display_name(best))} for the best scores {facts_of(good.loc[best])}"
+    first = (f"Of this run's compact models, {mark(display_name(best))} has the best score on "
+             f"validation {facts_of(good.loc[best])}")
     if best == fastest:
-        return first + "; no other compact model is faster."
-    second = f"{mark(display_name(fastest))} for the shortest time {facts_of(good.loc[fastest])}"
-    return f"{first}, {second}."
+        return first + ", and none is faster."
+    second = f"{mark(display_name(fastest))} is the fastest {facts_of(good.loc[fastest])}"
+    return f"{first}, and {second}."
 
 # %% ../../nbs/app/results.ipynb #8be034fb
 def compressed_models(run_dir): # a DataFrame indexed by variant, seeds averaged

@@ -59,7 +59,7 @@ def problem_of(text) -> str|None:
         return f"not a text but {type(text).__name__}"
     if not text.strip():
         return "the text is empty"
-    if len(text) > CHARACTERS:
+    if len(text.strip()) > CHARACTERS:
         return f"the text has over {CHARACTERS} characters"
     return None
 

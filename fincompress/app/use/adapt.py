@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ADAPT_PACKAGES', 'METHODS', 'LEAST_FINE_TUNED', 'TUNING_PACKAGES', 'need_packages', 'read_strings', 'read_csv_rows',
            'check_rows', 'Labelled', 'not_counted', 'labelled_rows', 'read_labelled', 'rename', 'drop_unused', 'fold',
-           'answers_of', 'can_fine_tune', 'tuned_answers', 'new_content', 'adapted_from', 'foreign_files',
+           'answers_of', 'can_fine_tune', 'tuned_answers', 'new_content', 'adapted_from', 'further_files',
            'check_place', 'check_original', 'Outcome', 'card', 'write_adapted', 'check_labelled', 'adapt']
 
 # %% ../../../nbs/app/use/adapt.ipynb #5255b3d9
@@ -207,12 +207,10 @@ def adapted_from(
         return None
     return config.get("adapted") if isinstance(config, dict) else None
 
-def foreign_files(folder:Path) -> list[str]: # paths within the folder
-    "The files of a folder that no adapting wrote: all, where it holds no adapted model."
+def further_files(folder:Path) -> list[str]: # paths within the folder
+    "Files beside an adapted model that adapting did not write, such as the labels."
     names = {path.relative_to(folder).as_posix() for path in files_below(folder)}
-    if adapted_from(folder):
-        names -= {INFO, CARD, *read_json(folder/INFO)["files"]}
-    return sorted(names)
+    return sorted(names - {INFO, CARD, *read_json(folder/INFO)["files"]})
 
 def check_place(folder:Path):
     "`RunError` if an adapted model must not be written to a folder."
@@ -221,9 +219,13 @@ def check_place(folder:Path):
                        "choose a new folder with --out")
     if folder.is_file():
         raise RunError(f"{folder} is a file: choose a folder with --out")
-    others = foreign_files(folder) if folder.is_dir() else []
-    if others:
-        raise RunError(f"{folder} holds {others[0]}, which adapting would delete: "
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not adapted_from(folder):
+        raise RunError(f"{folder} holds something that is not an adapted model: "
+                       "choose another folder with --out")
+    if others := further_files(folder):
+        raise RunError(f"{folder} also holds {others[0]}, which adapting would delete: "
                        "move it, or choose another folder with --out")
 
 def check_original(folder:Path):

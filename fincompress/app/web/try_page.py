@@ -131,7 +131,7 @@ def elsewhere_words() -> str:
     found = read_measured(packaged_models()[DEFAULT_MODEL])
     return (f"Text from elsewhere: {packaged_title(DEFAULT_MODEL)} has a macro-F1 of "
             f"{found['here']:.2f} on the kind of text that it learned from, and "
-            f"{found['elsewhere']:.2f} on sources that no training and no choice has seen.")
+            f"{found['elsewhere']:.2f} on sources from which it has not learned.")
 
 def browser_table(run_dir): # a DataFrame of texts; None: it was not measured
     "The models in a page beside the same models from Python."

@@ -168,6 +168,8 @@ def pieces_by_effect(
 ) -> list[int]: # of `general_pieces`, the piece that the model would miss most first
     "General pieces by the change of probabilities where each is split, times Zipf's frequency."
     pieces = general_pieces(tokenizer, known)
+    if not pieces:
+        return []
     carriers = [ids for ids in tokenise(texts, tokenizer, 16) if len(ids) > 2]
     pairs = whole_and_split(tokenizer, pieces, known, carriers, places, seed)
     probabilities = predict(model, pairs).softmax(1).view(len(pieces), places, 2, -1)
