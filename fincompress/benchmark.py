@@ -60,7 +60,8 @@ ENGINES = {"fincompress-tfidf": "scikit-learn", "fincompress-onnx": "ONNX Runtim
 
 def precision_of(config:dict) -> str: # `config`: a checkpoint's
     "The precision in which a model's matrices are multiplied."
-    if config["model_type"] != "fincompress-int8": return config.get("precision", "float32")
+    if config["model_type"] != "fincompress-int8":
+        return config.get("precision", "float32")
     has_kernels = "fbgemm" in torch.backends.quantized.supported_engines
     return "int8" if has_kernels else "int8 computed in float32"
 

@@ -111,9 +111,9 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def test_with_a_run_the_first_sentence_says_what_to_choose(run):
+def test_with_a_run_the_first_sentence_says_which_model_is_best(run):
     headline = run_headline(run)
-    assert headline.startswith("Take **Compact, wide** for the best scores (0.800 macro-F1")
+    assert "**Compact, wide** has the best score on validation (0.800 macro-F1" in headline
     assert "Finished 2026-01-01 10:00 UTC on A processor" in headline
     assert "> A note." in run_details(run)
     overview = stage_overview(run)

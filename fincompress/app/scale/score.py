@@ -119,8 +119,10 @@ def check_result(out:Path):
 def check_writable(schema, out:Path):
     "`RunError` if CSV cannot hold a column: lists, objects, bytes."
     from pyarrow import types
-    refused = (types.is_nested, types.is_binary, types.is_large_binary, types.is_string_view)
-    found = [field for field in schema if any(is_kind(field.type) for is_kind in refused)]
+    def is_refused(kind):
+        return (types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind)
+                or types.is_string_view(kind))
+    found = [field for field in schema if is_refused(field.type)]
     if out.suffix == ".csv" and found:
         raise RunError(f"CSV cannot hold the column {found[0].name} ({found[0].type}): "
                        "let --out end in .parquet or .jsonl")
