@@ -18,6 +18,13 @@ from fincompress.app.web.browser import CHROMIUM_FLAGS, CHROMIUM_NAMES
 from fincompress.app.web.web_folder import run_npm
 from fincompress.lib.onnx.word_model import save_word_model
 
+LONGEST = ("test_site", "test_colab") # they begin, so that no worker waits for them in the end
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 STAGES = ("00_data", "01_teacher", "02_student")
 IMPORTS = """import json, os, sys, time
 from pathlib import Path
