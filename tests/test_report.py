@@ -177,10 +177,10 @@ def first_page(text):
     return text[:text.index("<section")]
 
 
-def test_the_first_page_says_what_to_choose_and_holds_every_table(run):
+def test_the_first_page_says_which_model_is_best_and_holds_every_table(run):
     text = first_page(report(run))
-    assert "Take <strong>Compact, wide</strong> for the best scores (0.880" in text
-    assert "<strong>Compact, tiny</strong> for the shortest time" in text
+    assert "<strong>Compact, wide</strong> has the best score on validation (0.880" in text
+    assert "<strong>Compact, tiny</strong> is the fastest" in text
     assert "BERT-base, ONNX" in text and "Student, QAT int8" in text
     assert "PTQ is nearly free" in text and "-0.2 points (-0.9 to +0.4)" in text
     assert "<strong>fails</strong>" in text
