@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .data import sentences
+from .data import evenly, sentences
 from .intermediate_kd import TeacherFeatures, distil
 from .lib.measure.foreign import mean_over_sources
 from .lib.measure.metrics import agreement, predicted, scores, val_scores
@@ -32,7 +32,7 @@ from .lib.run.files import RunError
 from .lib.text.vocabulary import pieces_to_keep, trim_tokenizer, trimming_cost
 from .lib.train.batches import Sentences, predict, tokenise
 from .lib.train.training import FitSettings
-from .ptq import linear_layers, quantize
+from .ptq import fix_ranges, linear_layers, quantize
 from .student import SentimentEncoder, encoder_outputs, layer_map, save_encoder
 
 # %% ../nbs/09_compact.ipynb #150d0d53
@@ -51,6 +51,8 @@ class Recipe:
     word_bits_tolerance: float # macro-F1 that 4 bits may cost on validation
     outlier_share: float    # of a layer's inputs that may be outliers
     outlier_factor: float   # times the largest ordinary input; below it, there are no outliers
+    calibration_sentences: int # that show the ranges of the inputs; 0: all
+    range_share: float      # of these sentences that keep to each end of a range
     batch_size: int         # sentences
     temperature: float      # T: softens both distributions
     alpha: float            # share of the soft labels in the loss on the answers
@@ -362,20 +364,17 @@ def input_divisors(
 def step_row(
     step:str,
     labels, # true classes [n]
-    logits, # after the step [n, 3]; of an int8 model one sentence at a time
+    logits, # after the step [n, 3]
     trained, # logits as trained [n, 3]
     num_parameters:int, model_bytes:int, # bytes without the tokeniser
-    divided_layers:int=0,
-    batched=None # logits [n, 3] of several sentences at a time, where they differ
+    divided_layers:int=0
 ) -> dict:
     "What a model is after a step of its export."
-    batched = logits if batched is None else batched
     return dict(
         step=step, num_parameters=num_parameters, model_bytes=model_bytes,
         val_macro_f1=scores(labels, logits)["macro_f1"],
         agreement=agreement(predicted(logits), predicted(trained)),
-        divided_layers=divided_layers,
-        val_macro_f1_batched=scores(labels, batched)["macro_f1"], deployed=False)
+        divided_layers=divided_layers, deployed=False)
 
 def float_row(step:str, model:SentimentEncoder, labels, logits, trained) -> dict:
     "The row of a float model; see `step_row`."
@@ -385,10 +384,9 @@ def float_row(step:str, model:SentimentEncoder, labels, logits, trained) -> dict
 def file_row(step:str, folder:Path, val:pd.DataFrame, trained, divided_layers:int) -> dict:
     "The row of an ONNX checkpoint; see `step_row`."
     model = OnnxModel(folder)
-    token_ids, _ = model.tokenise([*val.text])
-    alone, batched = model.logits(token_ids, 1), model.logits(token_ids)
-    return step_row(step, val.label, alone, trained, read_info(folder)["num_parameters"],
-                    (folder/"model.onnx").stat().st_size, divided_layers, batched)
+    logits, _ = model.read([*val.text])
+    return step_row(step, val.label, logits, trained, read_info(folder)["num_parameters"],
+                    (folder/"model.onnx").stat().st_size, divided_layers)
 
 FILE_STEPS = {8: "int8, ONNX", 4: "4-bit word rows"} # bits of a word embedding → step
 
@@ -429,7 +427,7 @@ def export_compact(
     technique:str,
     **record # hyperparameters, inputs: see `save_checkpoint`
 ) -> pd.DataFrame: # one row per step, see `step_row`
-    "Trim a trained model's vocabulary, divide its outliers, round it, write it as ONNX."
+    "Trim a trained model's vocabulary, fix its ranges, round it, write it as ONNX."
     small = trim_tokenizer(tokenizer, kept)
     trimmed = with_pieces(model, kept)
     technique = f"{technique}, fewer word pieces"
@@ -440,7 +438,8 @@ def export_compact(
                  metrics=metrics, tokenizer=small, **record)
     divisors = input_divisors(trimmed, sentences(train, small, max_length), recipe.outlier_share,
                               recipe.outlier_factor)
-    rounded = quantize(trimmed, input_divisors=divisors)
+    some = sentences(evenly(train, recipe.calibration_sentences), small, max_length)
+    rounded = fix_ranges(quantize(trimmed, input_divisors=divisors), some, recipe.range_share)
 
     def save(place, bits):
         words = "" if bits == 8 else f", word embeddings in {bits} bits"

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['LARGEST_WEIGHT', 'LARGEST_ACTIVATION', 'NO_KERNEL', 'KINDS', 'weight_scale', 'quantize_weight', 'on_grid',
            'multiply_add', 'activation_range', 'int8_linear', 'pack', 'Int8Linear', 'linear_layers', 'quantize',
-           'save_int8', 'load_int8', 'kind_of_tensor', 'bytes_by_kind', 'blocks', 'round_embeddings', 'tensor_bytes',
-           'block_models', 'sensitivity']
+           'fix_ranges', 'save_int8', 'load_int8', 'kind_of_tensor', 'bytes_by_kind', 'blocks', 'round_embeddings',
+           'tensor_bytes', 'block_models', 'sensitivity']
 
 # %% ../nbs/05_ptq.ipynb #1560c762
 import copy
 import warnings
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -74,10 +75,11 @@ def int8_linear(
     x, # float [..., in]
     weight, # int8 [out, in]
     scale, # of the weight's rows [out]
-    bias # [out]
+    bias, # [out]
+    grid=None # the input's step and zero point; None: those of its own range
 ): # float [..., out]
-    "A dynamically quantised linear layer: reference implementation."
-    step, zero = activation_range(x)
+    "A quantised linear layer: reference implementation."
+    step, zero = activation_range(x) if grid is None else grid
     integers = on_grid(x, step, zero).clamp(0, LARGEST_ACTIVATION) - zero
     return multiply_add(integers @ weight.float().T, step*scale, bias)
 
@@ -106,7 +108,7 @@ def pack(
         torch.backends.quantized.engine = before
 
 class Int8Linear(nn.Module):
-    "A linear layer with int8 weights that rounds its input at every call; on the CPU only."
+    "A linear layer with int8 weights that rounds its input; on the CPU only."
     def __init__(self,
         weight, # float [out, in]
         bias, # float [out]
@@ -120,6 +122,8 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias.detach().clone())
         self.register_buffer("input_divisor", input_divisor)
+        self.register_buffer("input_scale", None)
+        self.register_buffer("input_zero", None)
         self.register_load_state_dict_post_hook(lambda layer, _: layer.repack())
         self.repack()
 
@@ -127,11 +131,19 @@ class Int8Linear(nn.Module):
         "Pack the weights; called again after tensors are loaded."
         self.packed = pack(self.weight, self.scale, self.bias)
 
+    def fix_range(self, low:float, high:float):
+        "From now on, round the input on one grid from `low` to `high`, and clip what is beyond."
+        self.input_scale, self.input_zero = activation_range(torch.tensor([low, high]))
+
+    def divided(self, x): # [..., in] → [..., in]
+        "The input as it is rounded."
+        return x if self.input_divisor is None else x*(1/self.input_divisor)
+
     def forward(self, x): # [..., in] → [..., out]
-        if self.input_divisor is not None:
-            x = x*(1/self.input_divisor)
-        if self.packed is None:
-            return int8_linear(x, self.weight, self.scale, self.bias)
+        x = self.divided(x)
+        grid = None if self.input_scale is None else (self.input_scale, self.input_zero)
+        if grid or self.packed is None:
+            return int8_linear(x, self.weight, self.scale, self.bias, grid)
         return torch.ops.quantized.linear_dynamic(x, self.packed, reduce_range=False)
 
 # %% ../nbs/05_ptq.ipynb #cb19fe54
@@ -153,6 +165,26 @@ def quantize(
         quantized.set_submodule(name, Int8Linear(layer.weight, layer.bias, divisor))
     return quantized
 
+# %% ../nbs/05_ptq.ipynb #b1afc190
+def fix_ranges(
+    model, # of `quantize`; it is changed
+    sentences, # Sentences that show which values the inputs take; no labels needed
+    share:float=0.99 # of the sentences that keep to each end of a range
+): # the model
+    "Give each int8 layer's input one range for all calls (static quantisation)."
+    ends = {layer: [] for layer in model.modules() if isinstance(layer, Int8Linear)}
+    def note(layer, inputs):
+        x = layer.divided(inputs[0])
+        ends[layer].append((x.min().item(), x.max().item()))
+    hooks = [layer.register_forward_pre_hook(note) for layer in ends]
+    predict(model, sentences, batch_size=1)
+    for hook in hooks:
+        hook.remove()
+    for layer, found in ends.items():
+        lows, highs = np.transpose(found)
+        layer.fix_range(np.quantile(lows, 1 - share), np.quantile(highs, share))
+    return model
+
 # %% ../nbs/05_ptq.ipynb #041ae7b5
 def save_int8(
     model, # of `quantize`
@@ -161,9 +193,9 @@ def save_int8(
 ): # the folder
     "Write a quantised encoder as a checkpoint; weights and biases count as parameters."
     tensors = model.state_dict()
-    if any(name.endswith(".input_divisor") for name in tensors):
-        raise RunError(f"{folder}: a model with divided inputs is written as ONNX alone, "
-                       "by save_onnx")
+    if any(name.endswith((".input_divisor", ".input_scale")) for name in tensors):
+        raise RunError(f"{folder}: a model with divided inputs or fixed ranges is written as ONNX "
+                       "alone, by save_onnx")
     float_layers = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
     config = dict(model_type="fincompress-int8", encoder=to_bert_config(model.config),
                   float_layers=float_layers)

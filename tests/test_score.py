@@ -19,7 +19,7 @@ import pytest
 
 import fincompress
 from fincompress.app.scale.inputs import SHARD_ROWS
-from fincompress.app.scale.ray_engine import on_ray
+from fincompress.app.scale.ray_engine import import_ray, on_ray
 from fincompress.app.scale.score import score_files
 from fincompress.lib.run.files import RunError
 
@@ -423,7 +423,8 @@ def test_a_table_in_memory_gets_the_answers_of_its_file(corpus, model, answers):
 @pytest.fixture(scope="module")
 def cluster():
     "Two nodes on loopback, and the address."
-    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray")
+    ray = import_ray()
     from ray.cluster_utils import Cluster
     small = dict(num_cpus=1, object_store_memory=80*1024**2)
     cluster = Cluster(initialize_head=True, head_node_args=small)

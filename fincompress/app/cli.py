@@ -577,8 +577,8 @@ def scoring_engine(
     "What divides the work."
     from fincompress.app.scale.score import in_threads
     if name == "ray":
-        from fincompress.app.scale.ray_engine import need_ray, on_ray
-        need_ray()
+        from fincompress.app.scale.ray_engine import import_ray, on_ray
+        import_ray()
         return partial(on_ray, address=address)
     if name != "local" or address:
         raise RunError("--engine is local or ray, and only ray has an --address")

@@ -154,7 +154,7 @@ def count_parameters(
     tensors:dict # name → array
 ) -> int:
     "Weights and biases; what rounding adds is not counted."
-    added = (".scale", ".zero", ".input_divisor")
+    added = (".scale", ".zero", ".input_divisor", ".input_scale", ".input_zero")
     return sum(tensor.size for name, tensor in tensors.items() if not name.endswith(added))
 
 def onnx_config(
