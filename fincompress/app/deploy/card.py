@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SET_COLUMNS', 'FOR_TRANSFORMERS', 'measured_by', 'measured_rows', 'of_own_seed', 'world_rows', 'two_numbers',
            'used_sources', 'unlicensed_text', 'finbert_knew_it', 'files_in', 'longest_input', 'licence_facts',
-           'card_facts', 'f1_name', 'score_list', 'eval_result', 'eval_results', 'card_data', 'limits', 'model_card']
+           'card_facts', 'f1_name', 'score_list', 'eval_result', 'eval_results', 'card_data', 'shares_ranges', 'limits',
+           'model_card']
 
 # %% ../../../nbs/app/deploy/card.ipynb #1b242215
 import re
@@ -210,12 +211,22 @@ def card_data(facts, to:str): # `to`: onnx, torch, both or web; gives a ModelCar
         eval_results=eval_results(facts) or None)
 
 # %% ../../../nbs/app/deploy/card.ipynb #2e73dde7
+def shares_ranges(
+    folder:Path, # with the exported files
+    config:dict # of the model
+) -> bool:
+    "Whether activations are rounded in the range of their batch, so that each text moves others."
+    graph = folder/"model.onnx"
+    if graph.exists():
+        return b"DynamicQuantizeLinear" in graph.read_bytes()
+    return config.get("precision") == "int8"
+
 def limits(
     length:int, # word pieces that the model reads
-    int8:bool=False # the model computes in int8
+    shared:bool=False # of `shares_ranges`
 ) -> str: # Markdown
     "Where not to trust a model."
-    return render("limits.md.j2", length=length, int8=int8)
+    return render("limits.md.j2", length=length, shared=shared)
 
 def model_card(
     run_dir,
@@ -228,7 +239,7 @@ def model_card(
     from huggingface_hub import ModelCard
     facts = card_facts(run_dir, variant, folder, name)
     block = card_data(facts, to).to_yaml()
-    bounds = limits(facts.length, facts.config.get("precision") == "int8")
+    bounds = limits(facts.length, shares_ranges(folder, facts.config))
     text = render("card.md.j2", block=block, to=to, limits=bounds, set_name=display_name,
                   **vars(facts))
     return str(ModelCard(text))

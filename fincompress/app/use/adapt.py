@@ -195,7 +195,7 @@ def new_content(
     from fincompress.app.use.finetune import fine_tuned, restored_encoder, rounded_content
     ids, _ = model.tokenise(labelled.texts)
     tuned = fine_tuned(restored_encoder(model.folder), ids, labelled.labels)
-    return rounded_content(tuned, model.folder)
+    return rounded_content(tuned, ids, model.folder)
 
 def adapted_from(
     folder:Path

@@ -24,7 +24,7 @@ from ...lib.run.checkpoint import fill
 from ...lib.run.files import RunError, read_json
 from ...lib.train.batches import Sentences, predict
 from ...lib.train.training import FitSettings, cross_entropy, fit
-from ...ptq import quantize
+from ...ptq import fix_ranges, quantize
 from ...student import SentimentEncoder
 
 # %% ../../../nbs/app/use/finetune.ipynb #1b3f7a0b
@@ -126,11 +126,12 @@ def fine_tuned_answers(
 
 def rounded_content(
     model:SentimentEncoder,
+    token_ids:list, # of the sentences that it learned from; they set its ranges
     folder # the exported model that it was
 ) -> bytes: # of a model.onnx
     "A fine-tuned model in the precision of the file that it comes from."
     config = read_json(folder/"config.json")
     if config["precision"] == "int8":
-        model = quantize(model)
+        model = fix_ranges(quantize(model), Sentences(token_ids))
     tensors, _ = encoder_arrays(model, config["max_length"], config.get("word_bits", 8))
     return onnx_bytes(model, tensors, folder.name)
