@@ -16,11 +16,13 @@ import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as parquet
 import pytest
+from test_sweep import executed, planned, scored_project
 
 import fincompress
 from fincompress.app.scale.inputs import SHARD_ROWS
-from fincompress.app.scale.ray_engine import import_ray, on_ray
+from fincompress.app.scale.ray_engine import import_ray, jobs_on_ray, on_ray
 from fincompress.app.scale.score import score_files
+from fincompress.app.scale.sweep import run_sweep
 from fincompress.lib.run.files import RunError
 
 MAIN = "from fincompress.app.cli import main; main()"
@@ -432,6 +434,23 @@ def cluster():
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+def test_a_cluster_runs_the_points_of_a_sweep(tmp_path, cluster):
+    sweep = planned(scored_project(tmp_path/"project"), "width=1,2,3", "seed=42,43")
+    waves = []
+
+    def engine(function, jobs):
+        waves.append(len(jobs))
+        return jobs_on_ray(function, jobs, cluster.address)
+
+    outcomes = run_sweep(sweep, engine)
+    counts = executed(outcomes)
+    assert counts["00_data"] == 1 and counts["01_teacher"] == 2
+    assert max(waves) > 1 and sum(waves) == len(sweep.points)
+    failed = [outcome for outcome in outcomes if outcome.error]
+    assert [outcome.stage for outcome in failed] == ["08_benchmark"]*2
+    assert (sweep.folder/"sweep.csv").exists()
 
 
 def test_a_cluster_gives_the_same_bytes_though_a_node_is_killed(

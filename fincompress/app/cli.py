@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['HELP', 'app', 'STUDY_PACKAGES', 'ProfileName', 'Values', 'RunFolder', 'From', 'Only', 'Force', 'Seeds', 'OnlySeed',
            'OneRun', 'AsCsv', 'STYLES', 'FORMS', 'RunWithModels', 'CheckpointName', 'Model', 'MinConfidence', 'AT_ONCE',
-           'LISTED', 'Grid', 'SweepFolder', 'MostPoints', 'OnlyPlan', 'Version', 'need_study', 'print_table',
-           'default_run', 'report_file', 'tell_seed', 'tell_results_only', 'renew_summary', 'run_further',
-           'renew_with_seed', 'run_alone', 'run_all', 'check_seeds', 'run', 'report', 'last_command',
+           'LISTED', 'Engine', 'Address', 'Grid', 'SweepFolder', 'MostPoints', 'OnlyPlan', 'Version', 'need_study',
+           'print_table', 'default_run', 'report_file', 'tell_seed', 'tell_results_only', 'renew_summary',
+           'run_further', 'renew_with_seed', 'run_alone', 'run_all', 'check_seeds', 'run', 'report', 'last_command',
            'expected_parameters', 'status_row', 'status_rows', 'status', 'compared_cell', 'compare_table',
            'compared_runs', 'compare', 'export', 'sentences', 'refuse_model', 'answer_row', 'answer_rows', 'print_csv',
            'print_rows', 'document_row', 'strongest_table', 'print_summary', 'print_document', 'classify',
            'thresholds_text', 'listed_rows', 'listed_table', 'models', 'scoring_text', 'told_scoring', 'score_feed',
-           'scoring_engine', 'scored_inputs', 'score_job', 'score', 'serve', 'print_frame', 'run_points', 'print_swept',
-           'sweep', 'ask_key', 'enough_labels', 'bar', 'adapted_table', 'adapt', 'publish', 'demo', 'main']
+           'uses_ray', 'scoring_engine', 'scored_inputs', 'score_job', 'score', 'serve', 'print_frame', 'run_in_turn',
+           'run_on_cluster', 'run_points', 'print_swept', 'sweep', 'ask_key', 'enough_labels', 'bar', 'adapted_table',
+           'adapt', 'publish', 'demo', 'main']
 
 # %% ../../nbs/app/cli.ipynb #0657f4a7
 import csv
@@ -570,19 +571,28 @@ def score_feed(model:str, format:str, column:str|None, prefix:str, min_confidenc
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
-def scoring_engine(
-    name:str, # local or ray
-    address:str|None # of a Ray cluster
-): # see `score_files`
-    "What divides the work."
-    from fincompress.app.scale.score import in_threads
-    if name == "ray":
-        from fincompress.app.scale.ray_engine import import_ray, on_ray
+Engine = Annotated[str, typer.Option(
+    metavar="local|ray", help="This machine, or a Ray cluster.")]
+Address = Annotated[str | None, typer.Option(
+    metavar="ADDRESS", help="Of the cluster; default: Ray on this machine.")]
+
+def uses_ray(engine:str, address:str|None) -> bool:
+    "Whether Ray divides the work; `RunError` for another engine, or where Ray is missing."
+    if engine == "ray":
+        from fincompress.app.scale.ray_engine import import_ray
         import_ray()
-        return partial(on_ray, address=address)
-    if name != "local" or address:
+        return True
+    if engine != "local" or address:
         raise RunError("--engine is local or ray, and only ray has an --address")
-    return in_threads
+    return False
+
+def scoring_engine(engine:str, address:str|None): # see `score_files`
+    "What divides the shards."
+    from fincompress.app.scale.score import in_threads
+    if not uses_ray(engine, address):
+        return in_threads
+    from fincompress.app.scale.ray_engine import on_ray
+    return partial(on_ray, address=address)
 
 @contextmanager
 def scored_inputs(inputs:list[str], format:str|None): # gives arguments of `score_files`
@@ -628,10 +638,8 @@ def score(
         "--strict", help="Stop at the first row that cannot be scored.")] = False,
     workers: Annotated[int | None, typer.Option(
         metavar="NUMBER", min=1, help="Shards scored at a time; default: all cores.")] = None,
-    engine: Annotated[str, typer.Option(
-        metavar="local|ray", help="This machine, or a Ray cluster.")] = "local",
-    address: Annotated[str | None, typer.Option(
-        metavar="ADDRESS", help="Of the cluster; default: Ray on this machine.")] = None,
+    engine: Engine = "local",
+    address: Address = None,
 ):
     "Score any number of rows: a corpus into a file, or a feed (-) line by line."
     from fincompress.app.scale.score import need_score
@@ -692,12 +700,30 @@ def print_frame(frame): # a DataFrame of texts
         table.add_row(*map(escape, row))
     print_table(table)
 
-def run_points(planned) -> list: # one outcome a point
-    "Run a sweep with its progress; say what an interruption leaves."
+def run_in_turn(planned) -> list: # one outcome a point
+    "Run a sweep with its progress."
     from fincompress.app.scale.sweep import run_sweep
+    with shown_progress(Console(stderr=True)) as progress:
+        return run_sweep(planned, progress=progress, begun=partial(typer.echo, err=True))
+
+def run_on_cluster(planned, address:str|None) -> list: # one outcome a point
+    "Run a sweep on a Ray cluster; the points of a wave are named as it begins."
+    from fincompress.app.scale.ray_engine import jobs_on_ray
+    from fincompress.app.scale.sweep import run_sweep
+
+    def engine(function, jobs):
+        for job in jobs:
+            typer.echo(job.title, err=True)
+        return jobs_on_ray(function, jobs, address)
+
+    return run_sweep(planned, engine)
+
+def run_points(planned, engine:str, address:str|None) -> list: # one outcome a point
+    "Run a sweep; say what an interruption leaves."
     try:
-        with shown_progress(Console(stderr=True)) as progress:
-            return run_sweep(planned, progress=progress, begun=partial(typer.echo, err=True))
+        if uses_ray(engine, address):
+            return run_on_cluster(planned, address)
+        return run_in_turn(planned)
     except KeyboardInterrupt:
         typer.echo(f"interrupted: finished stages are kept in {planned.folder}, "
                    "and the same command goes on from there", err=True)
@@ -724,6 +750,8 @@ def sweep(
     run_dir: SweepFolder = None,
     most: MostPoints = 100,
     dry_run: OnlyPlan = False,
+    engine: Engine = "local",
+    address: Address = None,
 ):
     "Run the study at every point of a grid; stages that points share are run once."
     need_study()
@@ -732,7 +760,7 @@ def sweep(
     planned = planned_sweep(folder, grid, profile, parameter or [], project_root(), STAGES, most)
     if dry_run:
         return print_frame(plan_table(planned))
-    outcomes = run_points(planned)
+    outcomes = run_points(planned, engine, address)
     print_swept(planned)
     failed = [outcome for outcome in outcomes if outcome.error]
     if failed:
