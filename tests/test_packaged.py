@@ -20,7 +20,9 @@ from fincompress.app.deploy import package
 from fincompress.app.deploy.package import LARGEST, package_models
 from fincompress.app.licences import is_permissive
 from fincompress.app.use.classifier import MODEL_FILES
+from fincompress.lib.model.probabilities import softmax
 from fincompress.lib.onnx.packaged import MODELS, read_measured
+from fincompress.lib.onnx.runtime import OnnxModel
 from fincompress.lib.onnx.word_model import save_word_model
 from fincompress.lib.run.files import (
     RunError,
@@ -260,6 +262,18 @@ def test_they_are_the_files_that_the_run_recorded(name):
 def test_they_answer(name):
     answers = Classifier(name)(["Operating profit rose by 12%.", "Sales fell sharply."])
     assert [answer["label"] for answer in answers] == ["positive", "negative"]
+
+
+@needs_models
+@pytest.mark.parametrize("name", MODELS)
+def test_an_answer_does_not_depend_on_its_batch(name):
+    parts = ["Sales fell", "Operating profit rose by 12% in the quarter", "The meeting is in May"]
+    texts = [". ".join(parts[:i % 3 + 1]*(i + 1)) for i in range(8)]
+    model = OnnxModel(PACKAGED/name, threads=1)
+    ids, _ = model.tokenise(texts)
+    together = softmax(model.one_batch(ids))
+    alone = softmax([model.one_batch([each])[0] for each in ids])
+    assert abs(together - alone).max() < 1e-3
 
 
 @needs_models
