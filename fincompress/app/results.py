@@ -7,11 +7,11 @@ __all__ = ['TABLES', 'WORLD', 'NUMBERS', 'NOT_MEASURED', 'HERE', 'ELSEWHERE', 'O
            'left_out', 'stages_of', 'stage_records', 'is_finished', 'notes', 'read_world', 'own_scores',
            'elsewhere_numbers', 'score_captions', 'read_data_card', 'foreign_sets', 'names_text', 'elsewhere_sentence',
            'without_folders', 'backbone_of', 'training_sources', 'run_licence', 'plain', 'bold', 'number_texts',
-           'with_intervals', 'model_names', 'results_table', 'elsewhere_texts', 'model_texts', 'compact_rows',
-           'compact_table', 'scores_table', 'packaged_rows', 'product_table', 'range_texts', 'seeds_table',
-           'claims_table', 'facts_of', 'choice_sentence', 'compressed_models', 'floor_row', 'floor_sentence',
-           'machine_text', 'source_text', 'run_facts', 'stage_question', 'stage_table', 'compared_rows',
-           'compared_results']
+           'with_intervals', 'model_names', 'results_table', 'elsewhere_texts', 'model_texts', 'licence_texts',
+           'compact_rows', 'compact_table', 'scores_table', 'packaged_rows', 'product_table', 'range_texts',
+           'seeds_table', 'claims_table', 'facts_of', 'choice_sentence', 'compressed_models', 'floor_row',
+           'floor_sentence', 'machine_text', 'source_text', 'run_facts', 'stage_question', 'stage_table',
+           'compared_rows', 'compared_results']
 
 # %% ../../nbs/app/results.ipynb #ef3d5527
 import csv
@@ -277,6 +277,18 @@ def model_texts(
 
 OWN_SCORE = ["test_macro_f1", "test_macro_f1_low", "test_macro_f1_high"]
 
+def licence_texts(
+    run_dir,
+    table # the rows of compact models and alternatives
+) -> list[str]:
+    "Under which licence each model is; a dash for one with random weights."
+    from fincompress.lib.onnx.packaged import packaged_models, read_measured
+    packaged = {name.replace("compact", "packaged"): licence_name(read_measured(folder)["licence"])
+                for name, folder in packaged_models().items()}
+    trained = run_licence(run_dir)
+    return [packaged.get(row.variant, trained if row.test_macro_f1 == row.test_macro_f1 else "–")
+            for row in table.itertuples()]
+
 def compact_rows(run_dir): # a DataFrame, the fastest first; None: the run has no such table
     "The measurements of the compact models and their alternatives, with numbers from elsewhere."
     table = read_results(run_dir).get("10_world")
@@ -284,8 +296,7 @@ def compact_rows(run_dir): # a DataFrame, the fastest first; None: the run has n
         return None
     table = table.sort_values("latency_ms_p50", kind="stable")
     numbers = elsewhere_numbers(run_dir).loc[table.variant].reset_index(drop=True)
-    licence = run_licence(run_dir)
-    licences = [licence if ours else "–" for ours in table.ours]
+    licences = licence_texts(run_dir, table)
     rows = table.assign(model=model_names(table), licence=licences).reset_index(drop=True)
     # the test split of a run is no packaged model's own kind of text
     rows.loc[numbers.here.isna(), OWN_SCORE] = None

@@ -203,7 +203,7 @@ def stages_left_out(
     "The stages that a profile leaves out."
     names = load_profile(path).get(LEAVE_OUT) or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise RunError(f"{path}: under {LEAVE_OUT}, expected a list of stages such as [06_qat]")
+        raise RunError(f"{path}: under {LEAVE_OUT}, expected a list of stages such as [11_trust]")
     found = {full_stage(name, stages, f"{path}, {LEAVE_OUT}") for name in names}
     if len(found) == len(stages):
         raise RunError(f"{path} leaves out every stage")
