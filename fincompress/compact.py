@@ -96,7 +96,7 @@ def check_start(old, width:int, intermediate:int): # `old`: the larger model's E
 def student_from_layers(
     model:SentimentEncoder, # stays as it is; all its layers alike
     layers:int, width:int, intermediate:int, # shape of the student
-    states, # hidden states [n, H] that show in which directions they vary
+    basis, # [H, width]: the directions that a narrower student sees, see `principal_directions`
     dropout:float=0.1 # share of the activations that are zeroed in training
 ) -> SentimentEncoder: # its heads are as wide as the model's
     "A student that begins with a model's evenly spaced layers, projected where it is narrower."
@@ -109,7 +109,6 @@ def student_from_layers(
     tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     tensors = pick_layers(tensors, [*layer_map(layers, len(old.heads)).values()])
     if (width, intermediate) != (old.hidden_size, old.intermediate_sizes[0]):
-        basis = principal_directions(states, width)
         narrow = narrow_tensors(tensors, basis, old.head_size, heads, intermediate)
         tensors = student.state_dict() | narrow
     return fill(student, tensors, "the student")
@@ -142,7 +141,7 @@ class Followed:
 
     def basis(self, width:int): # [H, width]
         "With what the projections begin: the directions in which hidden states vary most."
-        if width == self.features.width:
+        if width >= self.features.width:
             return torch.eye(width)
         return principal_directions(self.states, width)
 
@@ -281,15 +280,16 @@ def compact_student(
 ) -> tuple: # (SentimentEncoder, DataFrame with one row per epoch)
     "Train one compact model on what it follows."
     torch.manual_seed(recipe.seed)
+    basis = source.basis(recipe.width)
     student = student_from_layers(source.model, recipe.layers, recipe.width, recipe.intermediate,
-                                  source.states, recipe.dropout)
+                                  basis, recipe.dropout)
     if not recipe.inherit:
         student = SentimentEncoder(student.config)
     train = Sentences(read.token_ids[:count], read.labels[:count])
     weights = dict(temperature=recipe.temperature, alpha=recipe.alpha,
                    hidden_weight=recipe.hidden_weight, attention_weight=0.)
     history = distil(student, source.features, source.layers, train, val, recipe.settings(),
-                     weights, source.basis(recipe.width), **run)
+                     weights, basis, **run)
     return student, history
 
 def mean_over_sets(
@@ -384,7 +384,7 @@ def float_row(step:str, model:SentimentEncoder, labels, logits, trained) -> dict
 def file_row(step:str, folder:Path, val:pd.DataFrame, trained, divided_layers:int) -> dict:
     "The row of an ONNX checkpoint; see `step_row`."
     model = OnnxModel(folder)
-    logits, _ = model.read([*val.text])
+    logits, _ = model.read([*val.text], batch_size=1)
     return step_row(step, val.label, logits, trained, read_info(folder)["num_parameters"],
                     (folder/"model.onnx").stat().st_size, divided_layers)
 

@@ -174,7 +174,8 @@ def test_csv_that_cannot_hold_a_column_is_refused_at_once(tmp_path, model):
 
 
 @pytest.mark.parametrize("content, words", [
-    (b"", "cannot be read as csv"),
+    (b"", "x.csv is empty"),
+    ("id,text\n1,Sales rose\n".encode("utf-16"), "cannot be read as csv"),
     (b"id,text\n", "the input has no rows"),
     (b"id,text\n1,a\n2,b,c\n", "Expected 2 columns, got 3"),
     (b"a,b\n1,2\n", "--column"),

@@ -36,6 +36,16 @@ from rich.table import Table
 import fincompress
 from .extras import need_extra
 from .results import COMPARED, compared_results, is_finished, left_out, stages_of
+from fincompress.app.scale.sweep import (
+    MOST_POINTS,
+    compared_points,
+    failure_text,
+    plan_table,
+    planned_sweep,
+    run_sweep,
+    sweep_table,
+    unmoved_sentence,
+)
 from .serve.service import ServiceOptions, serve_model
 from .study.parameters import profile_file, stage_parameters, stages_left_out
 from .study.pipeline import run_study, stage_status
@@ -76,7 +86,8 @@ def print_table(table:Table):
 
 def default_run(profile:str) -> Path:
     "A profile's run directory: below `outputs` of the project, or of the folder outside one."
-    name = Path("outputs")/Path(profile).stem
+    is_file = profile.endswith((".yaml", ".yml"))
+    name = Path("outputs")/(Path(profile).stem if is_file else profile)
     try:
         return project_root()/name
     except RunError:
@@ -702,14 +713,12 @@ def print_frame(frame): # a DataFrame of texts
 
 def run_in_turn(planned) -> list: # one outcome a point
     "Run a sweep with its progress."
-    from fincompress.app.scale.sweep import run_sweep
     with shown_progress(Console(stderr=True)) as progress:
         return run_sweep(planned, progress=progress, begun=partial(typer.echo, err=True))
 
 def run_on_cluster(planned, address:str|None) -> list: # one outcome a point
     "Run a sweep on a Ray cluster; the points of a wave are named as it begins."
     from fincompress.app.scale.ray_engine import jobs_on_ray
-    from fincompress.app.scale.sweep import run_sweep
 
     def engine(function, jobs):
         for job in jobs:
@@ -731,7 +740,6 @@ def run_points(planned, engine:str, address:str|None) -> list: # one outcome a p
 
 def print_swept(planned):
     "The scores of a sweep's points, and where they are."
-    from fincompress.app.scale.sweep import compared_points, sweep_table, unmoved_sentence
     table = sweep_table(planned)
     if table is None:
         typer.echo("no point has scores: 08_benchmark and 10_world make them")
@@ -748,15 +756,15 @@ def sweep(
     profile: ProfileName = "local",
     parameter: Values = None,
     run_dir: SweepFolder = None,
-    most: MostPoints = 100,
+    most: MostPoints = MOST_POINTS,
     dry_run: OnlyPlan = False,
     engine: Engine = "local",
     address: Address = None,
 ):
     "Run the study at every point of a grid; stages that points share are run once."
     need_study()
-    from fincompress.app.scale.sweep import failure_text, plan_table, planned_sweep
-    folder = run_dir or default_run(f"{Path(profile).stem}-sweep")
+    own_run = default_run(profile)
+    folder = run_dir or own_run.with_name(f"{own_run.name}-sweep")
     planned = planned_sweep(folder, grid, profile, parameter or [], project_root(), STAGES, most)
     if dry_run:
         return print_frame(plan_table(planned))
@@ -846,7 +854,7 @@ def adapt(
 # %% ../../nbs/app/cli.ipynb #8519d57c
 @app.command()
 def publish(
-    run_dir: RunWithModels,
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     variant: CheckpointName,
     to: Annotated[str, typer.Option(metavar="USER/NAME", help="The model's name on the Hub.")],
     space: Annotated[str | None, typer.Option(
@@ -901,6 +909,8 @@ def _options(version: Version = False):
 
 def main():
     "The command `fincompress`."
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8") # Windows has others
     try:
         app()
     except RunError as error:

@@ -46,7 +46,8 @@ def stages_of(
     stages=STAGES # all stages, in order
 ) -> list[str]:
     "The stages that belong to a run."
-    return [stage for stage in stages if stage not in left_out(run_dir)]
+    absent = left_out(run_dir)
+    return [stage for stage in stages if stage not in absent]
 
 def stage_records(run_dir) -> dict[str, dict]: # stage → its record
     "What the finished stages of a run have published."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['checkpoint_names', 'checkpoint_of', 'check_kind', 'is_export', 'is_ours', 'checked_place', 'hidden_folder',
-           'put_in_place', 'validation_split', 'write_onnx', 'write_exported', 'export']
+           'swap_folders', 'put_in_place', 'validation_split', 'write_onnx', 'write_exported', 'export']
 
 # %% ../../../nbs/app/deploy/export.ipynb #04d553e6
 import shutil
@@ -93,6 +93,17 @@ def hidden_folder(folder:Path) -> Path:
         raise RunError(f"cannot write in {folder.parent} ({error.strerror}): "
                        "choose another folder with --out") from error
 
+def swap_folders(new:Path, folder:Path, former:Path):
+    "Put a new folder in place of one that moves to `former`; if that fails, it comes back."
+    if folder.exists():
+        folder.rename(former)
+    try:
+        new.rename(folder)
+    except OSError:
+        if former.exists():
+            former.rename(folder)
+        raise
+
 @contextmanager
 def put_in_place(
     folder:Path # the place, of `checked_place`
@@ -102,9 +113,7 @@ def put_in_place(
     new = hidden/"new"/folder.name
     try:
         yield new
-        if folder.exists():
-            folder.rename(hidden/"former")
-        new.rename(folder)
+        swap_folders(new, folder, hidden/"former")
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 

@@ -6,6 +6,7 @@
 __all__ = ['AT_MOST', 'CHUNK', 'lines_of', 'arrived', 'feed_row', 'answered_lines', 'feed', 'spooled']
 
 # %% ../../../nbs/app/scale/feed.ipynb #a83aee4c
+import codecs
 import os
 import queue
 import shutil
@@ -62,10 +63,10 @@ def feed_row(
     column:str # with the text, in jsonl
 ) -> tuple[dict, object, str|None]: # the row, its text, why it cannot be scored
     "A line of a feed."
-    text = line.decode("utf-8", "replace").rstrip("\r\n")
+    line = line.rstrip(b"\r\n").removeprefix(codecs.BOM_UTF8)
+    text = line.decode("utf-8", "replace")
     if format == "text":
-        damaged = text.encode() != line.rstrip(b"\r\n")
-        return {TEXT: text}, text, NOT_UTF8 if damaged else None
+        return {TEXT: text}, text, NOT_UTF8 if text.encode() != line else None
     row = parsed(text)
     problem = json_problem(row, column)
     if row is None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'TEXT', 'NO_SEPARATOR', 'BATCH_ROWS', 'READ_BYTES', 'PROBLEM', 'NOT_UTF8', 'USUAL', 'SHARD_ROWS',
-           'file_format', 'files_of', 'common_format', 'text_options', 'file_dataset', 'told_by_arrow',
+           'file_format', 'is_aside', 'files_of', 'common_format', 'text_options', 'file_dataset', 'told_by_arrow',
            'opened_dataset', 'parquet_batches', 'text_batches', 'decoded', 'text_table', 'typed_table', 'json_value',
            'parsed', 'parsed_lines', 'json_type', 'is_writable', 'common_type', 'json_schema', 'as_json',
            'json_problem', 'json_table', 'holds_text', 'column_with_texts', 'column_of', 'Source', 'file_source',
@@ -43,6 +43,10 @@ def file_format(file:Path) -> str|None: # None: not known
     endings = [ending.lower() for ending in file.suffixes if ending.lower() != ".gz"]
     return FORMATS.get(endings[-1]) if endings else None
 
+def is_aside(path:Path) -> bool:
+    "Whether a path below a folder is hidden, or a part of a result."
+    return any(name.startswith(".") or name.endswith(".parts") for name in path.parts)
+
 def files_of(
     path # a file, a folder or a pattern
 ) -> list[Path]: # in a fixed order
@@ -51,7 +55,8 @@ def files_of(
     if place.is_file():
         return [place]
     if place.is_dir():
-        found = [file for file in place.rglob("*") if file.is_file() and file_format(file)]
+        found = [file for file in place.rglob("*") if file.is_file() and file_format(file)
+                 and not is_aside(file.relative_to(place))]
     else:
         found = [Path(name) for name in glob.glob(str(path), recursive=True)]
         found = [file for file in found if file.is_file()]
@@ -112,7 +117,7 @@ def told_by_arrow(
     "`RunError` with Arrow's reason where something cannot be read."
     try:
         yield
-    except (pa.ArrowInvalid, OSError) as error:
+    except (ValueError, OSError) as error: # Arrow's errors among them
         raise RunError(f"{where} cannot be read as {format} ({str(error).splitlines()[0]}): "
                        "mend it, or give another --format") from error
 
@@ -123,6 +128,8 @@ def opened_dataset(
     "All files as one; `RunError` names a file that cannot be read or has other columns."
     parts = []
     for file in files:
+        if not file.stat().st_size:
+            raise RunError(f"{file} is empty: leave it out")
         with told_by_arrow(file, format):
             parts.append(file_dataset(file, format))
         if parts[-1].schema.names != parts[0].schema.names:
@@ -145,7 +152,8 @@ def parquet_batches(
 ): # yields record batches
     "Parquet in small batches, however large its groups are."
     for file in files:
-        with pa.parquet.ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES) as reader:
+        opened = partial(pa.parquet.ParquetFile, file, pre_buffer=False, buffer_size=READ_BYTES)
+        with told_by_arrow(file, "parquet"), opened() as reader:
             for batch in reader.iter_batches(BATCH_ROWS):
                 if batch.schema.equals(schema):
                     yield batch
@@ -159,7 +167,8 @@ def text_batches(
 ): # yields record batches
     "CSV or lines, block by block."
     for file in files:
-        with pa.csv.open_csv(file, **text_options(format, names)) as reader:
+        opened = partial(pa.csv.open_csv, file, **text_options(format, names))
+        with told_by_arrow(file, format), opened() as reader:
             yield from reader
 
 # %% ../../../nbs/app/scale/inputs.ipynb #fa882280
@@ -340,7 +349,7 @@ class Source:
     schema: pa.Schema # of the rows, without `PROBLEM`
     rows: int|None # about how many; None: not known beforehand
     tables: Callable # gives tables with the column `PROBLEM`
-    identity: list # files with size and time of change, or a name on the Hub
+    identity: list # files with format, size and time of change, or a name on the Hub
 
 def file_source(
     paths, # files, folders, patterns
@@ -353,10 +362,14 @@ def file_source(
     dataset = opened_dataset(files, format)
     schema = dataset.schema
     names = schema.names # of the columns as they are read; JSON Lines are lines
-    with told_by_arrow(files[0], format):
-        rows = dataset.count_rows()
-        if format == "jsonl":
-            schema = json_schema(text_batches(files, format, names))
+    rows = 0
+    for file, part in zip(files, dataset.children):
+        with told_by_arrow(file, format):
+            rows += part.count_rows()
+    if format == "jsonl":
+        schema = json_schema(text_batches(files, format, names))
+    if not schema.names:
+        raise RunError("the input has no rows")
     column = column_of(schema, column, files[0])
     as_table = dict(parquet=typed_table, jsonl=partial(json_table, schema=schema))
     to_table = as_table.get(format, text_table)
@@ -369,7 +382,8 @@ def file_source(
         for batch in batches:
             yield to_table(batch, column=column)
 
-    identity = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    identity = [[format, file.name, file.stat().st_size, file.stat().st_mtime_ns]
+                for file in files]
     return Source(column, schema, rows, tables, identity)
 
 def shards(

@@ -45,11 +45,9 @@ def write_part(file, table, counts):
     with atomic_path(file) as temporary:
         parquet.write_table(table, temporary)
 
-def part_counts(file) -> Counter|None: # None: there is no such part
+def part_counts(file) -> Counter:
     "What was counted in a part."
     from pyarrow import parquet
-    if not Path(file).is_file():
-        return None
     return Counter(json.loads(parquet.read_schema(file).metadata[COUNTS]))
 
 class ShardWriter:
@@ -119,10 +117,9 @@ def check_result(out:Path):
 def check_writable(schema, out:Path):
     "`RunError` if CSV cannot hold a column: lists, objects, bytes."
     from pyarrow import types
-    def is_refused(kind):
-        return (types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind)
-                or types.is_string_view(kind))
-    found = [field for field in schema if is_refused(field.type)]
+    refused = (types.is_nested, types.is_binary, types.is_large_binary, types.is_binary_view,
+               types.is_fixed_size_binary, types.is_string_view, types.is_interval)
+    found = [field for field in schema if any(test(field.type) for test in refused)]
     if out.suffix == ".csv" and found:
         raise RunError(f"CSV cannot hold the column {found[0].name} ({found[0].type}): "
                        "let --out end in .parquet or .jsonl")
@@ -297,9 +294,11 @@ def frame_texts(
     names = [*frame.columns]
     texts = [name for name in names if str(frame[name].dtype).lower() in TEXT_TYPES]
     values = frame[column_with_texts(names, texts, column, "the table")]
-    return [None if value is None or value != value else value for value in values.to_list()]
+    if hasattr(values, "notna"): # pandas has several kinds of nothing
+        values = values.astype(object).where(values.notna(), None)
+    return values.to_list()
 
-TEXT_TYPES = ("object", "str", "string") # of pandas and Polars, in small letters
+TEXT_TYPES = ("object", "str", "string", "string[pyarrow]") # of pandas and Polars, in small letters
 
 def frame_answers(
     texts:list,

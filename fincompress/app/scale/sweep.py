@@ -220,6 +220,8 @@ def planned_sweep(
 ) -> Sweep:
     "A sweep that has not begun; nothing is written. A value of the grid wins over an override."
     root = Path(root or project_root()).resolve()
+    if profile.endswith((".yaml", ".yml")):
+        profile = str(Path(profile).resolve()) # other machines have other working directories
     kept = kept_stages(root, profile, stages)
     axes = read_grid(grid, own_parameters(root, stages), kept)
     needs = needed_in_depth(root, kept)

@@ -34,7 +34,7 @@ def listen(
         listening = socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         raise RunError(f"the service cannot use port {port} of {host} ({error}): "
-                       "choose another with --port") from error
+                       "choose another --port or --host") from error
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 

@@ -58,7 +58,8 @@ def read_csv_rows(
     if missing:
         raise RunError(f"{file} has no column {' and no column '.join(sorted(missing))}, only "
                        f"{', '.join(table.columns)}: name the columns text and label")
-    return table.apply(lambda column: column.str.strip())
+    own = [name for name in ("text", "label") if name in table]
+    return table.assign(**{name: table[name].str.strip() for name in own})
 
 def check_rows(table, file):
     "`RunError` names the first row without a text, or with a label that is none of the three."

@@ -131,7 +131,9 @@ def rounded_content(
 ) -> bytes: # of a model.onnx
     "A fine-tuned model in the precision of the file that it comes from."
     config = read_json(folder/"config.json")
+    word_bits = 8 # of an int8 model
     if config["precision"] == "int8":
         model = fix_ranges(quantize(model), Sentences(token_ids))
-    tensors, _ = encoder_arrays(model, config["max_length"], config.get("word_bits", 8))
+        word_bits = config.get("word_bits", word_bits)
+    tensors, _ = encoder_arrays(model, config["max_length"], word_bits)
     return onnx_bytes(model, tensors, folder.name)

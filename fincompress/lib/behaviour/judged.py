@@ -71,7 +71,8 @@ def broken_in_words(
     own = table[table.model == model]
     lost = own[(own.delta_vs_teacher < 0) & (own.p_mcnemar < SIGNIFICANT/len(own))]
     if lost.empty:
-        return f"**{display_name(model)}** is not told apart from its teacher in any kind of pairs."
+        return (f"**{display_name(model)}** does not clearly fail more often than its teacher "
+                "in any kind of pairs.")
     kinds = [f"{row.kind} ({row.passed:.2f} against {row.passed - row.delta_vs_teacher:.2f})"
              for row in lost.sort_values("delta_vs_teacher").itertuples()]
     return f"**{display_name(model)}** fails more often than its teacher in {', '.join(kinds)}."

@@ -51,7 +51,7 @@ def models_named(predictions, patterns) -> list[str]: # [] where one pattern fit
 def resampled_f1(
     labels, # true classes [n]
     predictions, # DataFrame of classes [n], one column per model
-    counts # [samples, n]: how often a resample has each sentence
+    counts # [samples, n]: how often a resample has each row
 ) -> np.ndarray: # [samples]
     "Macro-F1 on each resample, as a mean over the models."
     total = 0
@@ -69,12 +69,15 @@ def score_difference(
     seed:int
 ) -> tuple[float, float, float]: # the difference of mean macro-F1, and its 95% interval
     "How much better some models are than others, with the paired bootstrap interval."
-    n = len(predictions)
-    resamples = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), samples)
+    models = [*dict.fromkeys([*arms, *against])]
+    distinct = predictions[["label", *models]].value_counts().reset_index() # few, of any n
+    times = distinct["count"].to_numpy()
+    n = times.sum()
+    resamples = np.random.default_rng(seed).multinomial(n, times/n, samples)
     def difference(counts):
-        ours = resampled_f1(predictions.label, predictions[arms], counts)
-        return ours - resampled_f1(predictions.label, predictions[against], counts)
-    observed = float(difference(np.ones((1, n)))[0])
+        ours = resampled_f1(distinct.label, distinct[arms], counts)
+        return ours - resampled_f1(distinct.label, distinct[against], counts)
+    observed = float(difference(times[None])[0])
     return observed, *middle_95(difference(resamples))
 
 # %% ../../../nbs/lib/measure/claims.ipynb #d16a3c06

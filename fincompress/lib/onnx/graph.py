@@ -83,6 +83,7 @@ def rounded_input(
     "The input of an int8 layer as integers from 0 to 255."
     if f"{name}.input_scale" not in tensors:
         return g.add("DynamicQuantizeLinear", x, outputs=3)
+    # named after x, since query, key and value share one range
     scale = g.constant(f"{x}.scale", tensors[f"{name}.input_scale"])
     zero = g.constant(f"{x}.zero", tensors[f"{name}.input_zero"].astype(np.uint8))
     return g.add("QuantizeLinear", x, scale, zero), scale, zero
