@@ -38,7 +38,7 @@ def hidden_difference(
     student, teacher, # hidden states [B, T, H]
     mask # [B, T]: 1 where both are compared
 ): # a number; 0 where nothing is compared
-    "Mean squared difference of hidden states over real word pieces (Sun et al. 2019)."
+    "Mean squared difference of hidden states over real word pieces (Jiao et al. 2020)."
     squared = (student - teacher).square().mean(-1)
     return (squared*mask).sum()/mask.sum().clamp(min=1)
 
@@ -46,7 +46,7 @@ def attention_difference(
     student, teacher, # attention maps [B, heads, T, T]; the numbers of heads may differ
     mask # [B, T]
 ): # a number
-    "Mean squared difference of head-averaged attention maps over real pairs (Jiao et al. 2020)."
+    "Mean squared difference of attention maps, each a mean over heads, over real pairs of pieces."
     pairs = mask[:, :, None]*mask[:, None, :]
     squared = (student.mean(1) - teacher.mean(1)).square()
     return (squared*pairs).sum()/pairs.sum().clamp(min=1)

@@ -7,7 +7,7 @@ __all__ = ['compare_rounds', 'normalised_entropy', 'attention_entropy', 'unit_co
            'sentence_loss', 'gradient_importance', 'neuron_magnitude', 'random_importance', 'unit_importance',
            'ranked_blocks', 'least_important', 'kept_units', 'keep_units', 'cut_layer', 'remove_units', 'unit_masks',
            'masked_difference', 'weight_count', 'prune_rounds', 'nearest_round', 'Arm', 'ArmResult', 'recover',
-           'run_arm', 'shares_removed', 'times_faster', 'round_row', 'arm_table']
+           'run_arm', 'shares_removed', 'times_faster', 'round_row', 'arm_table', 'beside_control']
 
 # %% ../nbs/07_pruning.ipynb #5c2862f9
 import copy
@@ -456,3 +456,13 @@ def arm_table(
 ) -> pd.DataFrame: # criterion, round, …
     "All rounds of some arms."
     return pd.DataFrame([dict(criterion=arm, **row) for arm in arms for row in results[arm].rows])
+
+def beside_control(
+    table:pd.DataFrame, # of `arm_table`
+    control:str, leader:str, # arms
+    x:str # a column
+) -> tuple: # (the other arms, the control)
+    "The control's rounds, drawn where the leader is after as many rounds."
+    places = table[table.criterion == leader].set_index("round")[x]
+    own = table.criterion == control
+    return table[~own], table[own].assign(**{x: table["round"].map(places)})

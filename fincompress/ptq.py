@@ -169,7 +169,7 @@ def quantize(
 def fix_ranges(
     model, # of `quantize`; it is changed
     sentences, # Sentences that show which values the inputs take; no labels needed
-    share:float=0.99 # of the sentences that keep to each end of a range
+    share:float # of the sentences that keep to each end of a range
 ): # the model
     "Give each int8 layer's input one range for all calls (static quantisation)."
     ends = {layer: [] for layer in model.modules() if isinstance(layer, Int8Linear)}
@@ -177,9 +177,11 @@ def fix_ranges(
         x = layer.divided(inputs[0])
         ends[layer].append((x.min().item(), x.max().item()))
     hooks = [layer.register_forward_pre_hook(note) for layer in ends]
-    predict(model, sentences, batch_size=1)
-    for hook in hooks:
-        hook.remove()
+    try:
+        predict(model, sentences, batch_size=1)
+    finally:
+        for hook in hooks:
+            hook.remove()
     for layer, found in ends.items():
         lows, highs = np.transpose(found)
         layer.fix_range(np.quantile(lows, 1 - share), np.quantile(highs, share))

@@ -133,7 +133,7 @@ def rounded_content(
     config = read_json(folder/"config.json")
     word_bits = 8 # of an int8 model
     if config["precision"] == "int8":
-        model = fix_ranges(quantize(model), Sentences(token_ids))
+        model = fix_ranges(quantize(model), Sentences(token_ids), share=0.99)
         word_bits = config.get("word_bits", word_bits)
     tensors, _ = encoder_arrays(model, config["max_length"], word_bits)
     return onnx_bytes(model, tensors, folder.name)

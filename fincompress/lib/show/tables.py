@@ -32,6 +32,7 @@ TIMES = "{:.2f}×"
 
 COLUMNS_OF = {
     # what a row is
+    "learning_rate": ("learning rate at its end", "{:.1e}"),
     "variant": ("model", "{}"),
     "technique": ("technique", "{}"),
     "criterion": ("criterion", "{}"),

@@ -263,7 +263,7 @@ def optimizer_and_scaler(
     where, # the device
     mixed_precision:bool
 ) -> tuple:
-    "AdamW (Loshchilov & Hutter 2019), and a gradient scaler that works in float16 alone."
+    "AdamW (Loshchilov & Hutter 2019) that decays all weights, and a scaler for float16 alone."
     weights = [p for p in trained.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay, fused=True)
     scaled = mixed_precision and low_precision_dtype(where) == torch.float16
@@ -297,7 +297,7 @@ def train_epoch(
         batch = to_device(batch, where)
         with autocast(where, mixed_precision):
             loss, terms = module(batch)
-        if not torch.isfinite(loss) and not parts.scaler.is_enabled():
+        if not torch.isfinite(loss):
             raise RunError(f"the loss became {loss.item()} at step {step + 1}: "
                            "lower the learning rate")
         size = len(batch["labels"])
