@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from fincompress.data import stratified_parts
 from fincompress.lib.run.checkpoint import read_info
 from fincompress.lib.run.files import RunError, file_digest, files_below, write_json, write_text
 from fincompress.lib.run.stage import STAGES, Stage, refuse_former_names
@@ -95,6 +97,13 @@ def test_a_bad_table(case, run_dir, tmp_path):
     assert all(words in message for words in expected), message
     assert "00_data" in message
     assert case == "too small to split" or "own.csv" in message
+
+
+@pytest.mark.parametrize("few", [3, 4])
+def test_a_class_that_is_too_small_for_both_parts(few):
+    labels = [0]*60 + [1]*40 + [2]*few
+    with pytest.raises(RunError, match="cannot be split by class"):
+        stratified_parts(pd.DataFrame(dict(label=labels)), 0.15, 0.15, seed=42)
 
 
 LINES = { # case → (line of JSON, words of the message)

@@ -6,6 +6,7 @@ import json
 import pytest
 from conftest import IMPORTS, STAGES, without
 
+from fincompress.app.cli import default_run
 from fincompress.lib.onnx.packaged import MODELS
 from fincompress.lib.onnx.word_model import save_word_model
 from fincompress.lib.run.files import write_json
@@ -298,3 +299,9 @@ def test_light_installation(done, two_runs):
 
 def test_nothing_is_added_when_piped(done):
     assert done.command("status", done.run_dir, "--json").stderr == ""
+
+
+@pytest.mark.parametrize(("profile", "name"), [
+    ("t4", "t4"), ("v1.2", "v1.2"), ("mine.yaml", "mine"), ("profiles/a.b.yml", "a.b")])
+def test_a_profile_has_a_run_directory_of_its_own(profile, name):
+    assert default_run(profile).name == name

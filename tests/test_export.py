@@ -15,7 +15,7 @@ import yaml
 from transformers import pipeline
 
 from fincompress import Classifier
-from fincompress.app.deploy.export import export
+from fincompress.app.deploy.export import export, swap_folders
 from fincompress.benchmark import open_variant
 from fincompress.lib.examples import toy_tokenizer
 from fincompress.lib.model.probabilities import softmax
@@ -531,6 +531,14 @@ def test_another_validation_split(copied, tmp_path):
     with pytest.raises(RunError, match="run 00_data again"):
         export(copied, "student_vanilla_kd", "onnx", tmp_path/"out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_was_there_comes_back_if_the_new_folder_cannot_be_moved(tmp_path):
+    (tmp_path/"mine").mkdir()
+    (tmp_path/"mine"/"model.onnx").write_text("first")
+    with pytest.raises(OSError):
+        swap_folders(tmp_path/"never written", tmp_path/"mine", tmp_path/"former")
+    assert (tmp_path/"mine"/"model.onnx").read_text() == "first"
 
 
 def test_a_place_that_cannot_be_written(run, tmp_path):

@@ -19,7 +19,8 @@ import pytest
 from test_sweep import executed, planned, scored_project
 
 import fincompress
-from fincompress.app.scale.inputs import SHARD_ROWS
+from fincompress.app.scale.feed import feed_row
+from fincompress.app.scale.inputs import SHARD_ROWS, file_source, files_of
 from fincompress.app.scale.ray_engine import import_ray, jobs_on_ray, on_ray
 from fincompress.app.scale.score import score_files
 from fincompress.app.scale.sweep import run_sweep
@@ -188,6 +189,28 @@ def test_an_input_that_cannot_be_scored(tmp_path, model, content, words):
     with pytest.raises(RunError, match=words):
         score_files([tmp_path/"x.csv"], tmp_path/"out.csv", model, column=column)
     assert [file.name for file in tmp_path.iterdir()] == ["x.csv"]
+
+
+def test_which_of_several_files_cannot_be_read(tmp_path, model):
+    (tmp_path/"a.csv").write_text("id,text\n1,Sales rose\n")
+    rows = "".join(f"{i},Sales rose and the dividend was raised\n" for i in range(50_000))
+    (tmp_path/"b.csv").write_text(f"id,text\n{rows}1,2,3\n")
+    with pytest.raises(RunError, match="b.csv cannot be read as csv"):
+        score_files([tmp_path/"a.csv", tmp_path/"b.csv"], tmp_path/"out.csv", model)
+
+
+def test_another_format_is_another_job(tmp_path):
+    (tmp_path/"a.csv").write_text("text\nSales rose\n")
+    jobs = [file_source([tmp_path/"a.csv"], format=name).identity for name in ("csv", "text")]
+    assert jobs[0] != jobs[1]
+
+
+def test_hidden_files_and_parts_of_a_folder_are_left_out(tmp_path):
+    for name in ("a.csv", "._a.csv", ".ipynb_checkpoints/a-checkpoint.csv",
+                 "out.csv.parts/part-00000.parquet"):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        (tmp_path/name).write_text("text\nSales rose\n")
+    assert files_of(tmp_path) == [tmp_path/"a.csv"]
 
 
 def test_the_command_without_the_extra(fincompress_without_pyarrow):
@@ -402,7 +425,21 @@ def test_what_is_piped_in_can_be_a_job(tmp_path, model):
     assert pd.read_csv(tmp_path/"o.csv").label.tolist() == ["positive", "negative"]
 
 
+def test_a_mark_before_the_first_line_is_no_text():
+    line = b'\xef\xbb\xbf{"text": "Sales rose"}\r\n'
+    assert feed_row(line, "jsonl", "text") == ({"text": "Sales rose"}, "Sales rose", None)
+    assert feed_row(b"\xef\xbb\xbfSales rose\n", "text", "text")[1:] == ("Sales rose", None)
+
+
 # From Python
+
+
+@pytest.mark.parametrize("kind", ["object", "string", "string[pyarrow]"])
+def test_every_kind_of_nothing_in_a_pandas_frame(kind, model):
+    texts = pd.Series(["Sales rose", None, "Sales fell"], dtype=kind)
+    scored = fincompress.score(pd.DataFrame(dict(headline=texts)), model=model)
+    assert scored.label[[0, 2]].tolist() == ["positive", "negative"]
+    assert scored.error[1] == "there is no text"
 
 
 def test_a_polars_frame_comes_back_as_one(model):
@@ -467,6 +504,19 @@ def test_a_cluster_gives_the_same_bytes_though_a_node_is_killed(
     assert counts["read"] == counts["scored"] == ROWS
     assert out.read_bytes() == answers.read_bytes()
     assert not Path(f"{out}.parts").exists()
+
+
+def test_a_cluster_that_is_not_there(tmp_path, model, monkeypatch):
+    (tmp_path/"a.csv").write_text("text\nSales rose\n")
+
+    def refuse(*_, **__):
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(import_ray(), "init", refuse)
+    with pytest.raises(RunError, match="no Ray cluster at nowhere"):
+        score_files([tmp_path/"a.csv"], tmp_path/"out.csv", model,
+                    engine=partial(on_ray, address="nowhere"))
+    assert not [*tmp_path.rglob("*.arrow")]
 
 
 def test_a_worker_names_the_row_that_strict_scoring_refuses(tmp_path, model, cluster):
