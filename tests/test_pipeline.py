@@ -41,11 +41,11 @@ def wait_until(true, seconds=60):
 def is_running(pid):
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        if not Path("/proc/self").exists():
+            return True
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
         return False
-    if not Path("/proc/self").exists():
-        return True
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
 
 
 # A first run

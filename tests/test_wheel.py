@@ -16,7 +16,7 @@ PROGRAM = """
 import fincompress
 from fincompress.app.templates import render
 print(fincompress.__file__)
-print(render("limits.md.j2", length=77, int8=True))
+print(render("limits.md.j2", length=77, shared=True))
 """
 
 

@@ -87,12 +87,11 @@ ONE_AT_A_TIME = threading.Lock()
 
 def class_probabilities(
     model:Variant,
-    texts,
-    batch_size:int=32 # sentences computed together
+    texts
 ) -> np.ndarray: # float64 [n, 3]
-    "A model's probabilities, from any thread."
+    "A model's probabilities as its score is computed, from any thread."
     with ONE_AT_A_TIME:
-        return softmax(model.logits(list(texts), batch_size))
+        return softmax(model.logits_as_used(list(texts), batch_size=32))
 
 def cut_texts(model:Variant, texts) -> list[bool]:
     "Which texts are longer than the model reads, from any thread."
@@ -130,7 +129,7 @@ def word_effects(
 ) -> tuple[str, float, list]: # (label, its probability, [(word, how far it falls without it)])
     "How much each word of a sentence contributes to a model's answer."
     words = text.split()
-    chances = class_probabilities(model, without_each(words), 1)
+    chances = class_probabilities(model, without_each(words))
     label = chances[0].argmax()
     falls = chances[0, label] - chances[1:, label]
     return LABELS[label], chances[0, label], list(zip(words, falls.tolist()))

@@ -176,7 +176,7 @@ def machine_folders(run_dir) -> set: # of Path
     given = {value.parent for value in values if value.is_absolute()}
     own = {project_root(), Path.cwd(), Path(run_dir).resolve().parent, Path.home(),
            Path(tempfile.gettempdir())}
-    return own | given - {Path("/")}
+    return {folder for folder in own | given if folder != folder.parent} # no root
 
 def code_colours() -> str: # CSS
     "The colours of code, for light and dark."

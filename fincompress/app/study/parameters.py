@@ -76,7 +76,7 @@ def choose(
     "`name` if it is one of `names`; otherwise an error that suggests the nearest and lists all."
     if name in names:
         return name
-    near = difflib.get_close_matches(name, list(names), n=2, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), list(names), n=2, cutoff=0.5)
     hint = f", did you mean {' or '.join(near)}?" if near else ""
     raise RunError(f"unknown {what} {name!r}{hint} (known: {', '.join(names)})")
 
@@ -144,7 +144,7 @@ def parse_yaml(
     "The value of a YAML text; an error names the place and the line."
     try:
         return yaml.load(text, Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error: # ValueError: a date that there is not
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", error)

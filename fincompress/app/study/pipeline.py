@@ -71,9 +71,8 @@ def changed_causes(
     if record["source"] != source_digest(root/"nbs"/f"{record['stage']}.ipynb", root):
         yield "source changed"
     yield from parameter_differences(record["parameters"], parameters)
-    for path, value in record["inputs"].items():
-        place = run_dir/path if (run_dir/path).exists() else root/path
-        if current_digest(place) != value:
+    for path, value in record["inputs"].items(): # of the run, or from outside
+        if value not in (current_digest(run_dir/path), current_digest(root/path)):
             yield f"input {path} changed"
 
 def changed_outputs(record:dict, run_dir:Path): # yields one text for each

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESULTS', 'WEIGHTS', 'SUMMED', 'seed_folder', 'seed_overrides', 'own_seeds', 'run_one_seed', 'recorded_outputs',
-           'results_only', 'run_seeds', 'seed_folders', 'seed_of', 'seeds_with_results', 'all_seeds', 'summary',
-           'has_table', 'scored_rows', 'write_summary']
+           'results_only', 'further_seeds', 'run_seeds', 'seed_folders', 'seed_of', 'seeds_with_results', 'all_seeds',
+           'summary', 'has_table', 'scored_rows', 'write_summary']
 
 # %% ../../../nbs/app/study/seeds.ipynb #ade4b586
 import json
@@ -33,7 +33,8 @@ def seed_overrides(
     "The overrides of a further seed."
     first = []
     for stage, values in changes.items():
-        first += [f"{stage}.{name}={json.dumps(value)}" for name, value in values.items()]
+        first += [f"{stage}.{name}={json.dumps(value, default=str)}"
+                  for name, value in values.items()]
     seeded = [stage for stage, values in parameters.items() if "seed" in values and stage != data]
     return [*first, *overrides, *(f"{stage}.seed={seed}" for stage in seeded)]
 
@@ -90,6 +91,25 @@ def results_only(
     kept = all(current_digest(folder/path) == outputs[path] for path in tables)
     return bool(weights and tables) and gone and kept
 
+def further_seeds(
+    root:Path, # the project's folder
+    profile:str,
+    overrides, # as for `run_study`
+    seeds, # further than the profile's own
+    stages=STAGES # all stages, in order
+) -> list[int]:
+    "The further seeds of a run; `RunError`, before anything runs, where one cannot be run."
+    own, changes = load_profile_seeds(profile_file(profile, root), stages)
+    parameters = stage_parameters(root, profile, overrides, stages)
+    wanted = list(dict.fromkeys([*own, *seeds]))
+    taken = own_seeds(parameters, stages[0]) & {*wanted}
+    if taken:
+        raise RunError(f"seed {min(taken)} is the run's own: choose other further seeds")
+    for seed in wanted:
+        texts = seed_overrides(parameters, changes, overrides, seed, stages[0])
+        stage_parameters(root, profile, texts, stages)
+    return wanted
+
 def run_seeds(
     run_dir, # of the first seed
     root:Path, # the project's folder
@@ -103,12 +123,7 @@ def run_seeds(
     **options # further arguments of `run_study`
 ) -> dict[int, list[str]]: # seed → stages that were executed
     "Bring the studies of all further seeds up to date."
-    own, _ = load_profile_seeds(profile_file(profile, root), stages)
-    wanted = list(dict.fromkeys([*own, *seeds]))
-    parameters = stage_parameters(root, profile, overrides, stages)
-    taken = own_seeds(parameters, stages[0]) & {*wanted}
-    if taken:
-        raise RunError(f"seed {min(taken)} is the run's own: choose other further seeds")
+    wanted = further_seeds(root, profile, overrides, seeds, stages)
     kept = kept_stages(root, profile, stages)
     executed = {}
     for seed in wanted:

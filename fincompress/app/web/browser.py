@@ -35,8 +35,10 @@ def served(
     handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
 
 CHROMIUM_FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -54,8 +56,10 @@ def headless_page(): # yields a page of playwright
     from playwright.sync_api import sync_playwright
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=[*CHROMIUM_FLAGS])
-        yield browser.new_page()
-        browser.close()
+        try:
+            yield browser.new_page()
+        finally:
+            browser.close()
 
 # %% ../../../nbs/app/web/browser.ipynb #08ba7564
 OPEN = """async (folder) => {

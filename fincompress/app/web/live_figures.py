@@ -11,7 +11,6 @@ __all__ = ['BACKGROUNDS', 'LEAST_CONTRAST', 'TIME', 'SIZE', 'LIVE_COSTS', 'STUDY
 # %% ../../../nbs/app/web/live_figures.ipynb #020eca2a
 import re
 import shutil
-from importlib.resources import as_file, files
 from pathlib import Path
 
 import nbformat
@@ -19,10 +18,11 @@ import numpy as np
 
 from ..results import read_results
 from ..templates import render
+from .web_folder import web_assets
 from ...lib.measure.foreign import FLOOR_MODEL
 from ...lib.measure.metrics import pareto_front
 from ...lib.model.registry import colour_of, display_name
-from ...lib.run.files import write_text
+from ...lib.run.files import make_folder, write_text
 
 # %% ../../../nbs/app/web/live_figures.ipynb #e74bd6ef
 BACKGROUNDS = dict(light="#FFFFFF", dark="#121212") # of the site's theme
@@ -175,10 +175,9 @@ def add_html(file:Path, html:str):
 
 def copy_live_assets(folder:Path): # `folder`: is created
     "Copy the scripts and the style sheet of the live pages."
-    folder.mkdir(parents=True, exist_ok=True)
-    with as_file(files("fincompress")/"templates/web") as source:
-        for name in LIVE_ASSETS:
-            shutil.copy(source/name, folder)
+    make_folder(folder)
+    for name in LIVE_ASSETS:
+        shutil.copy(web_assets()/name, folder)
 
 def add_live_figures(
     source:Path, # Sphinx's folder, with the pages in it

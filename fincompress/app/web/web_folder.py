@@ -110,8 +110,9 @@ def web_runtime(
             shutil.copy(web_assets()/name, work)
         install_packages(Path(work))
         write_runtime(Path(work)/"node_modules", Path(work)/"runtime")
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.move(Path(work)/"runtime", place)
+        if not (place/"runtime.json").is_file(): # no other process was faster
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.move(Path(work)/"runtime", place)
     return place
 
 # %% ../../../nbs/app/web/web_folder.ipynb #be775382

@@ -39,9 +39,9 @@ def atomic_path(
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except PermissionError as error:
-        raise RunError(f"cannot write {path} ({error.strerror}): "
-                       "make the folder writable or choose another run directory") from error
+    except OSError as error:
+        raise RunError(f"cannot write {path} ({error.strerror or error}): make room, "
+                       "make the folder writable, or choose another one") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -86,10 +86,11 @@ def read_json(path):
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError(f"{path} does not exist") from None
+        raise RunError(f"{path} does not exist: check the path, "
+                       "or run the stage that writes it") from None
     except (ValueError, OSError) as error:
-        raise RunError(f"{path} cannot be read as JSON ({error}): "
-                       "delete it and run the stage that wrote it again") from error
+        raise RunError(f"{path} cannot be read as JSON ({error}): restore it, or, if a stage "
+                       "wrote it, delete it and run that stage again") from error
 
 def write_csv(
     path,

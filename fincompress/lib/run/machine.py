@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,13 +31,14 @@ def duration(
     return f"{minutes//60}:{minutes%60:02}:{seconds:02}"
 
 # %% ../../../nbs/lib/run/machine.ipynb #708524ca
-def peak_memory() -> float: # MB, of 10⁶ bytes
+def peak_memory() -> float|None: # MB, of 10⁶ bytes; None where the system does not say
     "The largest resident memory that this process has had."
     status = Path("/proc/self/status")
-    if status.exists():
-        lines = status.read_text().splitlines()
-        peak = next(line for line in lines if line.startswith("VmHWM"))
-        return int(peak.split()[1])*1024/1e6
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1])*1024/1e6
+    if sys.platform != "darwin":
+        return None
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6 # macOS counts bytes
 

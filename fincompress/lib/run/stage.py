@@ -8,6 +8,7 @@ __all__ = ['STAGES', 'FORMER_NAMES', 'FORMER_TABLES', 'stage_file', 'parameters'
 
 # %% ../../../nbs/lib/run/stage.ipynb #5efb40c6
 import os
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -63,13 +64,14 @@ def needed_stages(
     missing = [stage for stage in needs if not stage_file(run_dir, stage).exists()]
     if not missing:
         return
-    record = Path(run_dir)/"run.json"
-    profile = read_json(record)["profile"] if record.exists() else "t4"
-    chosen = " ".join(f"--only {stage}" for stage in missing)
+    file = Path(run_dir)/"run.json"
+    record = read_json(file) if file.exists() else dict(profile="t4", overrides=[])
+    words = ["--profile", record["profile"], "--run-dir", str(run_dir)]
+    words += [word for stage in missing for word in ("--only", stage)]
+    words += [word for text in record["overrides"] for word in ("-p", text)]
     raise RunError(
         f"{name} needs what {missing[0]} makes, and {run_dir} has no finished {missing[0]}: "
-        f"run {missing[0]} first, with "
-        f"`fincompress run --profile {profile} --run-dir {run_dir} {chosen}`")
+        f"run {missing[0]} first, with `fincompress run {shlex.join(words)}`")
 
 # %% ../../../nbs/lib/run/stage.ipynb #b66f0011
 FORMER_NAMES = { # checkpoint of an earlier version → its name now
@@ -175,10 +177,11 @@ class Stage:
     ) -> dict:
         "What `publish` writes about the stage."
         seconds = round(time.time() - self.started, 1)
+        peak = peak_memory()
         return dict(stage=self.name, fingerprint=self.key(), source=self.source,
                     parameters=self.parameters, inputs=self.inputs, outputs=outputs,
                     summary=summary, seconds=seconds, finished=now(),
-                    peak_rss_mb=round(peak_memory(), 1))
+                    peak_rss_mb=None if peak is None else round(peak, 1))
 
     def publish(self,
         **summary # plain values to show with the stage

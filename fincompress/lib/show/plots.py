@@ -74,7 +74,8 @@ def token_lengths(
     "Distribution of sentence lengths by source."
     figure, ax = plt.subplots(figsize=(7, 2.8))
     longest = max(max(values) for values in lengths.values())
-    bins = np.arange(0, longest + 3, max(1, longest//50))
+    step = max(1, longest//50)
+    bins = np.arange(0, longest + step + 1, step)
     for (name, values), colour in zip(lengths.items(), colours(lengths)):
         text = f"{display_name(name)} ({len(values):,}; median {np.median(values):.0f})"
         weights = np.full(len(values), 1/len(values))

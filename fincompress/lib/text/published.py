@@ -28,9 +28,10 @@ def phrasebank_lines(
     where # the file, for messages
 ) -> list[tuple[str, int]]: # (sentence, label)
     "Sentences and labels of one PhraseBank file."
-    lines = [line for line in text.splitlines() if line.strip()]
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
         sentence, _, label = line.rpartition("@")
         label = label.strip()
         if label not in LABEL_ID:

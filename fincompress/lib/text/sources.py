@@ -32,6 +32,11 @@ class Reading:
     seed: int = 42 # of the bundled corpus
     note: Callable = lambda path: path # called with each file that is read; returns it
 
+    def __post_init__(self):
+        if self.data_folder and not Path(self.data_folder).is_dir():
+            raise RunError(f"data_folder {self.data_folder} is no folder here: give the one with "
+                           "the data files, or leave it empty")
+
 def as_names(
     value # a name or a list of names
 ) -> list[str]:

@@ -25,7 +25,7 @@ from ..run.hub import from_hub
 
 # %% ../../../nbs/lib/text/tables.ipynb #0800be9c
 def read_text(path) -> str:
-    "A text file's content, from UTF-8 if it is valid UTF-8, else from Latin-1."
+    "A text file's content, from UTF-8 if it is valid UTF-8, else from Windows' Latin-1."
     data = Path(path).read_bytes()
     if not data.strip():
         raise RunError(f"{path} is empty: put the original file in its place")
@@ -35,7 +35,7 @@ def read_text(path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return data.decode("latin-1")
+        return data.decode("cp1252", errors="replace") # Latin-1 with €, dashes and quotes
 
 # %% ../../../nbs/lib/text/tables.ipynb #fb79ab4b
 @contextmanager
@@ -175,7 +175,7 @@ def row_problem(
     names:dict|None=None # as for `label_id`
 ) -> str|None:
     "What is wrong with one row; None if it can be used."
-    if text is None or isinstance(text, float) or str(text).strip() == "":
+    if text is None or text != text or str(text).strip() == "": # NaN differs from itself
         return "the text is missing"
     if not isinstance(text, str):
         return f"the text {text!r} is not text but {type(text).__name__}"

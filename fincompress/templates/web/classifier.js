@@ -52,18 +52,29 @@ async function openCache() {
 }
 
 /**
+ * What a server answers; an error says what did not come.
+ * @param {URL} url
+ */
+async function get(url) {
+    const response = await fetch(url, { cache: "no-cache" }).catch(() => null);
+    if (!response?.ok)
+        throw new Error(`${url.pathname} did not come: `
+            + (response ? `the server says ${response.status}.` : "is there a connection?"));
+    return response;
+}
+
+/**
  * A file's bytes from the network, with progress.
  * @param {URL} url
  * @param {Progress} tell
  * @param {number} total bytes, which the server may not say
  */
 async function download(url, tell, total) {
-    const response = await fetch(url, { cache: "no-cache" });
-    if (!response.ok || !response.body)
-        throw new Error(`${url.pathname} did not come: the server says ${response.status}.`);
+    const { body } = await get(url);
+    if (!body) throw new Error(`${url.pathname} is empty.`);
     const parts = [];
     let loaded = 0;
-    const reader = response.body.getReader();
+    const reader = body.getReader();
     for (let step = await reader.read(); !step.done; step = await reader.read()) {
         parts.push(step.value);
         loaded += step.value.length;
@@ -103,10 +114,7 @@ async function checkedFile(folder, file, tell) {
 
 /** @param {URL} url */
 async function readJson(url) {
-    const response = await fetch(url, { cache: "no-cache" });
-    if (!response.ok)
-        throw new Error(`${url.pathname} did not come: the server says ${response.status}.`);
-    return response.json();
+    return (await get(url)).json();
 }
 
 /**
@@ -163,19 +171,23 @@ function answerOf(labels, chances, truncated) {
 }
 
 /**
- * How far the label's probability falls without each word, each left out once, in one batch.
+ * How far the label's probability falls without each word, each left out once.
  * @param {Model} model
  * @param {string} text
+ * @param {() => Promise<void>} [pause] awaited before each word; what it throws ends the work
  * @returns {Promise<{label: string, words: WordEffect[], more: boolean}>}
  */
-export async function explain(model, text) {
+export async function explain(model, text, pause = async () => {}) {
     const all = readablePart(text)[0].split(INNER_SPACE).filter(Boolean);
-    const words = all.slice(0, WORDS);
-    const without = words.map((_, i) => all.filter((_, j) => i !== j).join(" "));
-    const [whole, ...shorter] = await model.chances([all.join(" "), ...without]);
+    const [whole] = await model.chances([all.join(" ")]);
     const best = whole.indexOf(Math.max(...whole));
-    const effects = words.map((word, i) => ({ word, effect: whole[best] - shorter[i][best] }));
-    return { label: model.labels[best], words: effects, more: all.length > WORDS };
+    const words = [];
+    for (const [i, word] of all.slice(0, WORDS).entries()) {
+        await pause();
+        const [chances] = await model.chances([all.filter((_, j) => i !== j).join(" ")]);
+        words.push({ word, effect: whole[best] - chances[best] });
+    }
+    return { label: model.labels[best], words, more: all.length > WORDS };
 }
 
 // The encoder

@@ -152,6 +152,7 @@ function save(name, content) {
 class Box {
     constructor() {
         this.turn = 0; // answers of an earlier turn are not shown
+        this.linesTurn = 0; // the same for lines
         this.rows = /** @type {{text: string, answer: Answer}[]} */ ([]);
         this.form = /** @type {HTMLFormElement} */ (this.part("form"));
         this.sentence = /** @type {HTMLTextAreaElement} */ (this.part("sentence"));
@@ -300,9 +301,11 @@ class Box {
     async showWords(choice, text, turn) {
         const place = this.part("words");
         if (!place) return;
-        await wait(0);
-        const found = await explain(await this.open(choice), text);
-        if (turn !== this.turn) return;
+        const pause = async () => {
+            await wait(0);
+            if (turn !== this.turn) throw new Error("an older turn");
+        };
+        const found = await explain(await this.open(choice), text, pause);
         const about = `${choice.title} says ${found.label}. Below each word: by how many points of `
             + "a hundred the probability of this falls without it."
             + (found.more ? ` These are the first ${found.words.length} words.` : "");
@@ -310,7 +313,7 @@ class Box {
     }
 
     async answerLines() {
-        const turn = ++this.turn;
+        const turn = ++this.linesTurn;
         const place = /** @type {HTMLTextAreaElement} */ (this.part("lines"));
         const texts = place.value.split(/\r\n|\r|\n/).map((line) => line.trim()).filter(Boolean);
         try {
@@ -322,9 +325,9 @@ class Box {
             if (!choice) throw new Error("Tick at least one model.");
             await this.computeLines(choice, texts, turn);
         } catch (error) {
-            if (turn === this.turn) this.say(messageOf(error), "lines-problem");
+            if (turn === this.linesTurn) this.say(messageOf(error), "lines-problem");
         } finally {
-            this.progress(0, 0, "", "lines-progress");
+            if (turn === this.linesTurn) this.progress(0, 0, "", "lines-progress");
         }
     }
 
@@ -344,7 +347,7 @@ class Box {
                 "lines-progress");
             await wait(0);
             drawn = performance.now();
-            if (turn !== this.turn) return;
+            if (turn !== this.linesTurn) return;
         }
         this.say("", "lines-problem");
         this.rows = rows;
