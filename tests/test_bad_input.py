@@ -1,5 +1,4 @@
 """Wrong input: one clear message, a failing exit code, and earlier results left as they were."""
-import json
 import os
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from fincompress.data import stratified_parts
 from fincompress.lib.run.checkpoint import read_info
 from fincompress.lib.run.files import RunError, file_digest, files_below, write_json, write_text
 from fincompress.lib.run.stage import STAGES, Stage, refuse_former_names
+from fincompress.lib.text.sources import Reading, read_sources
 from fincompress.lib.text.tables import read_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,15 +88,23 @@ CSV = { # case → (content, words of the message)
 }
 
 
-@pytest.mark.parametrize("case", CSV)
-def test_a_bad_table(case, run_dir, tmp_path):
+@pytest.mark.parametrize("case", ["unknown label", "too small to split"])
+def test_a_bad_table_in_a_run(case, run_dir, tmp_path):
     content, expected = CSV[case]
     path = tmp_path/"own.csv"
     path.write_bytes(content)
     message = refused(run_dir, "--only", "data", "-p", f"source={path}")
-    assert all(words in message for words in expected), message
-    assert "00_data" in message
-    assert case == "too small to split" or "own.csv" in message
+    assert all(words in message for words in ["00_data", *expected]), message
+
+
+@pytest.mark.parametrize("case", [case for case in CSV if case != "too small to split"])
+def test_a_bad_table(case, tmp_path):
+    content, expected = CSV[case]
+    path = tmp_path/"own.csv"
+    path.write_bytes(content)
+    with pytest.raises(RunError) as caught:
+        read_sources(str(path), Reading(max_characters=20_000))
+    assert all(words in str(caught.value) for words in ["own.csv", *expected]), caught.value
 
 
 @pytest.mark.parametrize("few", [3, 4])
@@ -336,10 +344,3 @@ def test_a_model_of_an_earlier_version(tmp_path):
         read_info(folder)
     assert "my-model" in str(caught.value)
     assert "fincompress run" in str(caught.value)
-
-
-def test_a_stage_records_its_peak_memory(run_dir):
-    for stage in STAGES:
-        path = run_dir/f"stages/{stage}.json"
-        if path.exists():
-            assert json.loads(path.read_text())["peak_rss_mb"] > 50, stage

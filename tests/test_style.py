@@ -404,13 +404,6 @@ def measures() -> dict[str, str]:
     return module_measures(modules()) | notebook_measures(notebooks())
 
 
-def test_measures_are_printed(capsys):
-    table = measures()
-    with capsys.disabled():
-        print("\n" + "\n".join(f"{name}: {value}" for name, value in table.items()))
-    assert all(table.values())
-
-
 if __name__ == "__main__":
     paths = [Path(word).resolve() for word in sys.argv[1:]] or written()
     for path in paths:

@@ -57,12 +57,11 @@ def test_modules_and_notebooks_are_in_sync(tmp_path):
 
 
 def test_a_difference_would_be_seen(tmp_path):
-    copy = exported_again(tmp_path)
-    module = copy/"fincompress"/"data.py"
-    module.write_text(module.read_text().replace("def clean(", "def cleaned("))
-    (copy/"fincompress"/"left_behind.py").write_text("")
-    found = differing(ROOT/"fincompress", copy/"fincompress", "*.py")
-    assert found == {"data.py", "left_behind.py"}
+    for name in ("a/same.py", "b/same.py", "a/other.py", "b/left_behind.py"):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        (tmp_path/name).write_text("1")
+    (tmp_path/"b/other.py").write_text("2")
+    assert differing(tmp_path/"a", tmp_path/"b", "*.py") == {"other.py", "left_behind.py"}
 
 
 IDEAS = [r"\.backward\(", r"DataLoader\(", r"AdamW\(", r"\bsave_file\(.*\"format\"",
