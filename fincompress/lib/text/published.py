@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TWEET_LABELS', 'TWEETS', 'PUBLISHED', 'phrasebank_lines', 'score_label', 'classes_of_scores', 'fiqa_entries',
-           'as_rows', 'read_phrasebank', 'read_fiqa', 'hub_phrasebank', 'hub_fiqa', 'agreed_decision', 'plain_rows',
-           'read_plain', 'read_sentfin', 'hub_tweets', 'hub_tweets_train', 'hub_tweets_test', 'Published']
+           'as_rows', 'read_phrasebank', 'read_fiqa', 'hub_phrasebank', 'hub_fiqa', 'agreed_decision', 'read_sentfin',
+           'hub_tweets', 'Published']
 
 # %% ../../../nbs/lib/text/published.ipynb #f5bc9976
 import ast
@@ -14,13 +14,22 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from ..run.checkpoint import LABELS
 from ..run.files import RunError
-from .tables import LABEL_ID, hub_files, read_columns, read_file, read_text
+from fincompress.lib.text.tables import (
+    LABEL_ID,
+    Layout,
+    hub_files,
+    read_columns,
+    read_file,
+    read_table,
+    read_text,
+)
 
 # %% ../../../nbs/lib/text/published.ipynb #c0355d23
 def phrasebank_lines(
@@ -128,28 +137,11 @@ def agreed_decision(
     labels = {*ast.literal_eval(decisions).values()}
     return LABEL_ID[labels.pop()] if len(labels) == 1 else None
 
-def plain_rows(
-    path, # a table with the columns text and label
-    label_names:dict # a label as written → our name
-) -> pd.DataFrame: # text, label
-    "A table of texts with labels, in the data set's own words."
-    columns = read_file(path)
-    numbers = {written: LABEL_ID[name] for written, name in label_names.items()}
-    try:
-        return as_rows([*zip(columns["text"], [numbers[label] for label in columns["label"]])])
-    except KeyError as error:
-        raise RunError(f"{path} has no {error}: it needs the columns text and label, "
-                       f"with the labels {', '.join(label_names)}") from None
-
-def read_plain(path) -> pd.DataFrame: # text, label
-    "A table of texts with negative, neutral and positive."
-    return plain_rows(path, {name: name for name in LABELS})
-
 def read_sentfin(path) -> pd.DataFrame: # text, label (None: they differ)
     "SEntFiN's own table, or one that was made of it."
     columns = read_file(path)
     if "Decisions" not in columns:
-        return read_plain(path)
+        return read_table(path)
     try:
         labels = [agreed_decision(decisions) for decisions in columns["Decisions"]]
         return as_rows([*zip(columns["Title"], labels)])
@@ -166,16 +158,8 @@ def hub_tweets(
 ) -> tuple[str, pd.DataFrame]: # (revision, table with text and label)
     "One part of the tweets."
     revision, paths = hub_files(name, pattern)
-    parts = [plain_rows(path, TWEET_LABELS) for path in paths]
+    parts = [read_table(path, Layout(label_names=TWEET_LABELS)) for path in paths]
     return revision, pd.concat(parts, ignore_index=True)
-
-def hub_tweets_train(name:str) -> tuple: # as `hub_tweets`
-    "The part from which models learn."
-    return hub_tweets(name, "*train*.csv")
-
-def hub_tweets_test(name:str) -> tuple: # as `hub_tweets`
-    "The part that its authors hold out."
-    return hub_tweets(name, "*valid*.csv")
 
 # %% ../../../nbs/lib/text/published.ipynb #a1b7dbfd
 @dataclass(frozen=True)
@@ -199,16 +183,16 @@ PUBLISHED = {
     "sentfin": Published(
         "sentfin", "MIT, Sinha et al. 2022", ("sentfin_train.csv", "SEntFiN.csv"), read_sentfin),
     "sentfin_test": Published(
-        "sentfin", "MIT, Sinha et al. 2022", ("sentfin_test.csv",), read_plain),
+        "sentfin", "MIT, Sinha et al. 2022", ("sentfin_test.csv",), read_table),
     "twitter": Published(
         "twitter", "MIT, zeroshot 2022", ("twitter_train.csv",),
-        read_plain, TWEETS, hub_tweets_train),
+        read_table, TWEETS, partial(hub_tweets, pattern="*train*.csv")),
     "twitter_test": Published(
         "twitter", "MIT, zeroshot 2022", ("twitter_test.csv",),
-        read_plain, TWEETS, hub_tweets_test),
+        read_table, TWEETS, partial(hub_tweets, pattern="*valid*.csv")),
     "semeval_headlines": Published(
         "semeval_headlines", "annotations CC BY-NC-SA 4.0, Cortis et al. 2017",
-        ("semeval2017_headlines_test.csv",), read_plain),
+        ("semeval2017_headlines_test.csv",), read_table),
     "finentity": Published(
-        "finentity", "ODC-BY, Tang et al. 2023", ("finentity_test.csv",), read_plain),
+        "finentity", "ODC-BY, Tang et al. 2023", ("finentity_test.csv",), read_table),
 }
