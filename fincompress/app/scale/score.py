@@ -119,7 +119,7 @@ def check_writable(schema, out:Path):
     from pyarrow import types
     refused = (types.is_nested, types.is_binary, types.is_large_binary, types.is_binary_view,
                types.is_fixed_size_binary, types.is_string_view, types.is_interval)
-    found = [field for field in schema if any(test(field.type) for test in refused)]
+    found = [field for test in refused for field in schema if test(field.type)]
     if out.suffix == ".csv" and found:
         raise RunError(f"CSV cannot hold the column {found[0].name} ({found[0].type}): "
                        "let --out end in .parquet or .jsonl")
