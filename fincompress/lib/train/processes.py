@@ -6,14 +6,20 @@
 __all__ = ['processes', 'own_part', 'balanced', 'summed', 'from_first', 'from_all']
 
 # %% ../../../nbs/lib/train/processes.ipynb #8ab8c6d8
+import atexit
+from functools import cache
+
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 
 # %% ../../../nbs/lib/train/processes.ipynb #e4a6aaf8
+@cache
 def processes() -> PartialState: # num_processes, process_index, is_main_process, device
     "The processes that train together: only this one, unless a launcher started more."
-    return PartialState(cpu=not torch.cuda.is_available())
+    here = PartialState(cpu=not torch.cuda.is_available())
+    atexit.register(here.destroy_process_group) # its threads must not outlive Python
+    return here
 
 # %% ../../../nbs/lib/train/processes.ipynb #67b7ec6d
 def own_part(rows:list) -> list: # never empty
