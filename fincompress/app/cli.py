@@ -165,7 +165,7 @@ def run_all(
 ) -> bool: # whether there is something new for the report
     "Run the study, then its further seeds; a choice of stages is for the first seed alone."
     from fincompress.app.study.seeds import further_seeds
-    further_seeds(project_root(), profile, overrides, seeds)
+    further_seeds(project_root(), profile, overrides, seeds, STAGES)
     done = bool(run_study(run_dir, profile, overrides, stages=STAGES, **options))
     if options["start"] or options["only"]:
         return done
