@@ -305,3 +305,10 @@ def test_nothing_is_added_when_piped(done):
     ("t4", "t4"), ("v1.2", "v1.2"), ("mine.yaml", "mine"), ("profiles/a.b.yml", "a.b")])
 def test_a_profile_has_a_run_directory_of_its_own(profile, name):
     assert default_run(profile).name == name
+
+
+def test_a_seed_that_cannot_be_run_is_refused_before_the_study(project):
+    done = project.command("run", "-P", "mine", "--run-dir", project.run_dir,
+                           "--further-seed", 42)
+    assert done.returncode == 1 and "seed 42 is the run's own" in done.stderr
+    assert not (project.run_dir/"stages").exists()
