@@ -18,7 +18,8 @@ help: ## Say what can be made
 install: $(VENV)/.installed ## Make .venv with the study, its offline weights, the demo, and the tools for the tests and the site
 
 $(VENV)/.installed: settings.ini setup.py pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "FinCompress needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "FinCompress needs Python 3.11 to 3.13: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "== installing into $(VENV) (a few minutes, once)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS)]"

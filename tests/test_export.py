@@ -495,7 +495,7 @@ def test_licences_of_labels_backbone_and_unlabelled_text(copied, tmp_path):
     distilled = dict(inputs={"data/transfer.csv": digest("sentences")})
     write_json(info, json.loads(info.read_text()) | distilled)
     card = card_of(export(copied, "teacher", "onnx", tmp_path/"other"))
-    assert "headlines without a stated licence (wires), no text of which is in the package" in card
+    assert "headlines without a stated licence (wires).\nNo text of them is in the package." in card
 
 
 @pytest.mark.parametrize("variant, limit, value, words", [

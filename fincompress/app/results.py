@@ -284,11 +284,12 @@ def licence_texts(
 ) -> list[str]:
     "Under which licence each model is; a dash for one with random weights."
     from fincompress.lib.onnx.packaged import packaged_models, read_measured
-    packaged = {name.replace("compact", "packaged"): licence_name(read_measured(folder)["licence"])
-                for name, folder in packaged_models().items()}
-    trained = run_licence(run_dir)
-    return [packaged.get(row.variant, trained if row.test_macro_f1 == row.test_macro_f1 else "–")
-            for row in table.itertuples()]
+    known = {}
+    for name, folder in packaged_models().items():
+        licence = read_measured(folder)["licence"]
+        known[name.replace("compact", "packaged")] = licence_name(licence)
+    of_run = table.test_macro_f1.notna().map({True: run_licence(run_dir), False: "–"})
+    return [known.get(name, licence) for name, licence in zip(table.variant, of_run)]
 
 def compact_rows(run_dir): # a DataFrame, the fastest first; None: the run has no such table
     "The measurements of the compact models and their alternatives, with numbers from elsewhere."

@@ -208,6 +208,7 @@ def try_page(
         lines=render("web/try_lines.html.j2"), groups=hard_groups(behaviour, packaged_models()),
         weak=[*weak_kinds(behaviour), elsewhere_words()],
         floor=floor_sentence_of(run_dir) if has_floor(run_dir) else None,
-        limits=render("limits.md.j2", length=length, shared=False), default_model=DEFAULT_MODEL,
+        limits=render("limits.md.j2", length=length, shared=False),
+        default_model=DEFAULT_MODEL,
         browser=None if table is None else markdown_table(table),
         browser_words=None if table is None else browser_words(run_dir))
