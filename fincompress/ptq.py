@@ -80,7 +80,10 @@ def int8_linear(
 ): # float [..., out]
     "A quantised linear layer: reference implementation."
     step, zero = activation_range(x) if grid is None else grid
-    integers = on_grid(x, step, zero).clamp(0, LARGEST_ACTIVATION) - zero
+    integers = on_grid(x, step, zero)
+    if grid is not None:
+        integers = (x/step).round() + zero # as QuantizeLinear of ONNX rounds
+    integers = integers.clamp(0, LARGEST_ACTIVATION) - zero
     return multiply_add(integers @ weight.float().T, step*scale, bias)
 
 # %% ../nbs/05_ptq.ipynb #1546aaf3
