@@ -75,10 +75,11 @@ class EncoderLayer(nn.Module):
         self.down = nn.Linear(width, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.drop = nn.Dropout(config.dropout)
+        self.gelu = nn.GELU()
 
     def forward(self, x, bias, output_attentions=False, head_mask=None): # as `SelfAttention`
         x, maps = self.attention(x, bias, output_attentions, head_mask)
-        widened = F.gelu(self.up(x))
+        widened = self.gelu(self.up(x))
         return self.norm(x + self.drop(self.down(widened))), maps
 
 class Embeddings(nn.Module):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORDS', 'POSITIONS', 'EMBEDDINGS', 'LARGEST_4_BIT', 'SMALLEST_SCALE', 'LARGEST_DIFFERENCE', 'LEAST_AGREEMENT',
            'int8_rows', 'in_blocks', 'four_bit_rows', 'restored_rows', 'check_word_bits', 'encoder_arrays',
-           'check_parity', 'plain_tokenizer', 'onnx_bytes', 'count_parameters', 'onnx_config', 'with_words_of',
+           'check_parity', 'plain_tokenizer', 'onnx_bytes', 'count_parameters', 'onnx_config', 'graph_twin',
            'save_onnx']
 
 # %% ../../../nbs/lib/onnx/checkpoint.ipynb #7a84876f
@@ -71,14 +71,16 @@ def four_bit_rows(
                       f"{name}.zero": zero.astype(np.uint8)}
 
 def restored_rows(
-    tensors:dict, # of `four_bit_rows`
-    name:str=WORDS # of the table
+    tensors:dict, # of `int8_rows` or `four_bit_rows`
+    name:str # of the table
 ) -> np.ndarray: # float32 [rows, columns]
-    "What the graph makes of a table in four bits."
+    "What the graph makes of a rounded table."
     integers = tensors[f"{name}.weight"]
+    scale = tensors[f"{name}.scale"].astype(np.float32)[..., None]
+    if f"{name}.zero" not in tensors:
+        return integers*scale
     steps = in_blocks(integers) - tensors[f"{name}.zero"].astype(np.float32)[..., None]
-    values = steps*tensors[f"{name}.scale"].astype(np.float32)[..., None]
-    return values.reshape(len(integers), -1)[:, :integers.shape[1]]
+    return (steps*scale).reshape(len(integers), -1)[:, :integers.shape[1]]
 
 # %% ../../../nbs/lib/onnx/checkpoint.ipynb #475f019b
 def check_word_bits(bits:int):
@@ -169,17 +171,21 @@ def onnx_config(
     return dict(model_type="fincompress-onnx", max_length=max_length, precision=precision,
                 word_bits=bits, encoder=shape)
 
-def with_words_of(
+def graph_twin(
     tensors:dict, # of `encoder_arrays`
     model # is left as it is
-): # the model, or a copy that computes with the graph's words where they are in four bits
+): # the model; where the graph is in int8, a copy with its embeddings and its GELU
     "The model with which a graph is compared."
-    if f"{WORDS}.zero" not in tensors:
+    if f"{WORDS}.scale" not in tensors:
         return model
-    model = copy.deepcopy(model)
-    table = torch.from_numpy(restored_rows(tensors))
-    model.get_submodule(WORDS).weight.data.copy_(table)
-    return model
+    twin = copy.deepcopy(model)
+    for name in EMBEDDINGS:
+        rows = torch.from_numpy(restored_rows(tensors, name))
+        twin.get_submodule(name).weight.data[:len(rows)] = rows
+    for part in twin.modules():
+        if isinstance(part, torch.nn.GELU):
+            part.approximate = "tanh"
+    return twin
 
 def save_onnx(
     model, # a SentimentEncoder, in float or of `quantize`
@@ -204,7 +210,7 @@ def save_onnx(
         trial = OnnxModel(save_checkpoint(Path(scratch)/name, None, config, metrics={}, **record))
         found = trial.logits(trial.tokenise(texts)[0], batch_size=1)
     sentences = Sentences(tokenise(texts, tokenizer, max_length))
-    expected = predict(with_words_of(tensors, model), sentences, batch_size=1).numpy()
+    expected = predict(graph_twin(tensors, model), sentences, batch_size=1).numpy()
     metrics = val_scores(labels, found)
     metrics |= check_parity(expected, found, precision, name)
     return save_checkpoint(folder, None, config, metrics=metrics, **record)
