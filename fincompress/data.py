@@ -6,7 +6,7 @@
 __all__ = ['AUDITED', 'settled_label', 'clean', 'comparable', 'refuse_contained', 'transfer_text', 'near_duplicate_links',
            'near_duplicate_groups', 'check_enough', 'stratified', 'stratified_parts', 'grouped_parts',
            'split_sentences', 'with_own_tests', 'read_available', 'without_overlap', 'foreign_roles', 'leakage_audit',
-           'read_split', 'evenly', 'sentences']
+           'read_split', 'evenly', 'label_codes', 'sentences']
 
 # %% ../nbs/00_data.ipynb #c4e86129
 import math
@@ -20,6 +20,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from sklearn.preprocessing import normalize
 
+from .lib.behaviour.pairs import PAIRS
 from .lib.run.checkpoint import LABELS
 from .lib.run.files import RunError
 from .lib.run.hub import Unavailable
@@ -27,7 +28,7 @@ from .lib.text.links import remove_links
 from .lib.text.published import PUBLISHED
 from .lib.text.sources import Reading, as_names, read_sources
 from .lib.text.tables import LABEL_ID
-from .lib.train.batches import NO_LABEL, Sentences, tokenise
+from .lib.train.batches import DIRECTION_ONLY, NO_LABEL, Sentences, tokenise
 
 # %% ../nbs/00_data.ipynb #b9215259
 def settled_label(
@@ -261,6 +262,16 @@ def evenly(
         return frame
     return frame.iloc[np.linspace(0, len(frame) - 1, count).astype(int)]
 
+def label_codes(
+    frame:pd.DataFrame # label, and maybe source
+) -> pd.Series: # classes; `NO_LABEL` where there is none
+    "Labels for a training; those of minimal pairs teach the direction alone."
+    labels = frame.label.fillna(NO_LABEL).astype(int)
+    if "source" not in frame:
+        return labels
+    directed = (frame.source == PAIRS) & (labels != LABELS.index("neutral"))
+    return labels + DIRECTION_ONLY*directed
+
 def sentences(
     frame:pd.DataFrame, # a split, or several together
     tokenizer,
@@ -268,5 +279,5 @@ def sentences(
     **targets # name → tensor [n, …]
 ) -> Sentences:
     "Tokenised sentences, for training or predicting; those without a label get `NO_LABEL`."
-    labels = frame.label.fillna(NO_LABEL).astype(int) if "label" in frame else None
+    labels = label_codes(frame) if "label" in frame else None
     return Sentences(tokenise(frame.text, tokenizer, max_length), labels, **targets)

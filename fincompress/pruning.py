@@ -32,7 +32,7 @@ from .lib.model.narrowing import neuron_norms
 from .lib.run.checkpoint import fill
 from .lib.run.files import RunError, digest
 from .lib.train.batches import Sentences, batches, predict, to_device
-from .lib.train.training import FitSettings, fit
+from .lib.train.training import FitSettings, fit, label_loss
 from .student import EncoderConfig, SentimentEncoder
 
 # %% ../nbs/07_pruning.ipynb #97978d3d
@@ -116,7 +116,7 @@ def sentence_loss(
     "Cross-entropy of one sentence; asking for the maps avoids fused attention, so that vmap works."
     with scaled_neurons(model, factors["neurons"]):
         out = model(ids[None], mask[None], output_attentions=True, head_mask=factors["heads"])
-    return F.cross_entropy(out.logits, label[None])
+    return label_loss(out.logits, label[None])
 
 @torch.no_grad()
 def gradient_importance(

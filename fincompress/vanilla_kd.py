@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from .data import read_split, sentences
-from .lib.train.batches import NO_LABEL, Sentences
+from .lib.train.batches import Sentences
+from .lib.train.training import label_loss
 
 # %% ../nbs/03_vanilla_kd.ipynb #04d9a71f
 def soften(
@@ -34,8 +35,7 @@ def distillation_terms(
     student = (logits.float()/temperature).log_softmax(-1)
     teacher = (teacher_logits.float()/temperature).log_softmax(-1)
     soft = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    summed = F.cross_entropy(logits.float(), labels, ignore_index=NO_LABEL, reduction="sum")
-    return (temperature**2*soft if t_squared else soft), summed/len(labels)
+    return (temperature**2*soft if t_squared else soft), label_loss(logits, labels)
 
 def soft_label_loss(
     model,
