@@ -32,7 +32,7 @@ from .lib.run.files import RunError
 from .lib.text.vocabulary import pieces_to_keep, trim_tokenizer, trimming_cost
 from .lib.train.batches import Sentences, predict, tokenise
 from .lib.train.training import FitSettings
-from .ptq import fix_ranges, linear_layers, quantize
+from .ptq import fix_ranges, linear_layers, quantize, watched_inputs
 from .student import SentimentEncoder, encoder_outputs, layer_map, save_encoder
 
 # %% ../nbs/09_compact.ipynb #150d0d53
@@ -51,7 +51,7 @@ class Recipe:
     word_bits_tolerance: float # macro-F1 that 4 bits may cost on validation
     outlier_share: float    # of a layer's inputs that may be outliers
     outlier_factor: float   # times the largest ordinary input; below it, there are no outliers
-    calibration_sentences: int # that show the ranges of the inputs; 0: all
+    calibration_sentences: int # that show outliers and ranges of the inputs; 0: all
     range_share: float      # of these sentences that keep to each end of a range
     batch_size: int         # sentences
     temperature: float      # T: softens both distributions
@@ -333,17 +333,15 @@ def largest_inputs(
     sentences:Sentences # that show how large inputs become; no labels needed
 ) -> dict: # name of a linear layer → [in]
     "The largest absolute value of every input of the linear layers."
-    largest = {}
-    def note(name):
-        def hook(layer, inputs):
-            values = inputs[0].detach().abs().flatten(0, -2).amax(0).cpu()
-            largest[name] = torch.maximum(largest.get(name, torch.zeros(())), values)
-        return hook
-    hooks = [model.get_submodule(name).register_forward_pre_hook(note(name))
-             for name in linear_layers(model)]
-    predict(model, sentences)
-    for hook in hooks:
-        hook.remove()
+    names = {model.get_submodule(name): name for name in linear_layers(model)}
+    largest = dict.fromkeys(names.values(), torch.zeros(()))
+
+    def note(layer, x):
+        values = x.abs().flatten(0, -2).amax(0).cpu()
+        largest[names[layer]] = torch.maximum(largest[names[layer]], values)
+
+    with watched_inputs(names, note):
+        predict(model, sentences, batch_size=1) # in a batch, padding would count
     return largest
 
 def input_divisors(
@@ -419,7 +417,7 @@ def export_compact(
     model:SentimentEncoder, # as trained
     tokenizer, # with the whole vocabulary
     kept:list, # numbers of the word pieces that stay
-    train:pd.DataFrame, # sentences that show how large inputs become: text
+    train:pd.DataFrame, # text; some of it shows how large inputs become
     val:pd.DataFrame, # text and label
     folder:Path, # place of the ONNX checkpoint; the trimmed float one goes to <folder>_trimmed
     recipe:Recipe,
@@ -436,9 +434,8 @@ def export_compact(
     metrics = val_scores(val.label, after)
     save_encoder(trimmed, folder.with_name(f"{folder.name}_trimmed"), technique=technique,
                  metrics=metrics, tokenizer=small, **record)
-    divisors = input_divisors(trimmed, sentences(train, small, max_length), recipe.outlier_share,
-                              recipe.outlier_factor)
     some = sentences(evenly(train, recipe.calibration_sentences), small, max_length)
+    divisors = input_divisors(trimmed, some, recipe.outlier_share, recipe.outlier_factor)
     rounded = fix_ranges(quantize(trimmed, input_divisors=divisors), some, recipe.range_share)
 
     def save(place, bits):

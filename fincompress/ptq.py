@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['LARGEST_WEIGHT', 'LARGEST_ACTIVATION', 'NO_KERNEL', 'KINDS', 'weight_scale', 'quantize_weight', 'on_grid',
            'multiply_add', 'activation_range', 'int8_linear', 'pack', 'Int8Linear', 'linear_layers', 'quantize',
-           'fix_ranges', 'save_int8', 'load_int8', 'kind_of_tensor', 'bytes_by_kind', 'blocks', 'round_embeddings',
-           'tensor_bytes', 'block_models', 'sensitivity']
+           'watched_inputs', 'fix_ranges', 'save_int8', 'load_int8', 'kind_of_tensor', 'bytes_by_kind', 'blocks',
+           'round_embeddings', 'tensor_bytes', 'block_models', 'sensitivity']
 
 # %% ../nbs/05_ptq.ipynb #1560c762
 import copy
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -79,10 +80,12 @@ def int8_linear(
     grid=None # the input's step and zero point; None: those of its own range
 ): # float [..., out]
     "A quantised linear layer: reference implementation."
-    step, zero = activation_range(x) if grid is None else grid
-    integers = on_grid(x, step, zero)
-    if grid is not None:
-        integers = (x/step).round() + zero # as QuantizeLinear of ONNX rounds
+    if grid is None: # as FBGEMM rounds
+        step, zero = activation_range(x)
+        integers = on_grid(x, step, zero)
+    else: # as QuantizeLinear of ONNX rounds
+        step, zero = grid
+        integers = (x/step).round() + zero
     integers = integers.clamp(0, LARGEST_ACTIVATION) - zero
     return multiply_add(integers @ weight.float().T, step*scale, bias)
 
@@ -169,6 +172,20 @@ def quantize(
     return quantized
 
 # %% ../nbs/05_ptq.ipynb #b1afc190
+@contextmanager
+def watched_inputs(
+    layers, # modules
+    note # called with a layer and its input
+):
+    "See what layers are given."
+    hooks = [layer.register_forward_pre_hook(lambda layer, inputs: note(layer, inputs[0]))
+             for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
 def fix_ranges(
     model, # of `quantize`; it is changed
     sentences, # Sentences that show which values the inputs take; no labels needed
@@ -176,15 +193,13 @@ def fix_ranges(
 ): # the model
     "Give each int8 layer's input one range for all calls (static quantisation)."
     ends = {layer: [] for layer in model.modules() if isinstance(layer, Int8Linear)}
-    def note(layer, inputs):
-        x = layer.divided(inputs[0])
+
+    def note(layer, x):
+        x = layer.divided(x)
         ends[layer].append((x.min().item(), x.max().item()))
-    hooks = [layer.register_forward_pre_hook(note) for layer in ends]
-    try:
-        predict(model, sentences, batch_size=1)
-    finally:
-        for hook in hooks:
-            hook.remove()
+
+    with watched_inputs(ends, note):
+        predict(model, sentences, batch_size=1) # in a batch, padding would count
     for layer, found in ends.items():
         lows, highs = np.transpose(found)
         layer.fix_range(np.quantile(lows, 1 - share), np.quantile(highs, share))
