@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VALIDATION', 'CHOOSING', 'TESTS', 'all_sentences', 'sets_of', 'set_parts', 'adapt_row', 'enough_for', 'behaviour',
-           'doubt_table', 'cascaded', 'cascade_curve', 'cascade_threshold', 'cascade_variant', 'cost_and_score']
+           'doubt_table', 'cascaded', 'cascade_curve', 'cascade_threshold', 'cascade_variant', 'cost_and_score',
+           'line_score', 'above_in_words']
 
 # %% ../nbs/11_trust.ipynb #90e3f723
 import numpy as np
@@ -199,3 +200,28 @@ def cost_and_score(
         mean_ms=float(np.mean(milliseconds)),
         latency_ms_p50=latency_summary(milliseconds)["p50"],
         throughput_per_s=throughput)
+
+def line_score(
+    table:pd.DataFrame, # rows of `cost_and_score`
+    score:str, # its column
+    cost # of each row
+) -> tuple: # the cascade's score, and that of the line between single models at its cost
+    "Whether a cascade is worth its two files: what single models would score at its cost."
+    points = table.assign(cost=cost).sort_values("cost")
+    single = points[points.variant != CASCADE]
+    (both,) = points[points.variant == CASCADE].itertuples()
+    return getattr(both, score), float(np.interp(both.cost, single.cost, single[score]))
+
+def above_in_words(
+    table:pd.DataFrame # rows of `cost_and_score`
+) -> str: # Markdown
+    "On which side of the line between single models a cascade is."
+    parts = []
+    costs = {"one by one": table.mean_ms, "in batches": 1/table.throughput_per_s}
+    for where, score in {"here": "test_macro_f1", "elsewhere": "elsewhere"}.items():
+        for how, cost in costs.items():
+            own, line = line_score(table, score, cost)
+            if not np.isnan(own):
+                side = "above" if own > line else "not above"
+                parts.append(f"{side} it {where}, {how} ({own:.4f} against {line:.4f})")
+    return f"The line between the single models: the cascade is {'; '.join(parts)}."

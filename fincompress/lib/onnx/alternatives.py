@@ -235,34 +235,35 @@ def static_variant(
 # %% ../../../nbs/lib/onnx/alternatives.ipynb #d0551554
 def ratio_columns(
     found, # `Rounds` of all variants, by `time_variants`
+    in_batches, # `Rounds` of all variants, by `batch_rounds`
     name:str, # of the variant
     reference:str, # the variant that is compared with, padded
     careful:str # the variant that is compared with, at real length
 ) -> dict: # times_…, and each with _low and _high
     "How many times faster than the references a variant is: median and range over rounds."
     comparisons = {
-        "times_faster": ("latency_ms", (reference, "latency_padded_ms")),
-        "times_faster_model": ("model_ms", (reference, "model_padded_ms")),
-        "times_faster_than_int8": ("latency_ms", (careful, "latency_ms")),
-        "times_faster_model_than_int8": ("model_ms", (careful, "model_ms"))}
+        "times_faster": (found, "latency_ms", (reference, "latency_padded_ms")),
+        "times_faster_model": (found, "model_ms", (reference, "model_padded_ms")),
+        "times_faster_than_int8": (found, "latency_ms", (careful, "latency_ms")),
+        "times_faster_model_than_int8": (found, "model_ms", (careful, "model_ms")),
+        "times_throughput": (in_batches, "batch_ms", (reference, "batch_padded_ms"))}
     columns = {}
-    for column, (timing, against) in comparisons.items():
-        if (name, timing) in found.by_round[0]:
-            ratio = found.times_faster((name, timing), against)
+    for column, (rounds, timing, against) in comparisons.items():
+        if (name, timing) in rounds.by_round[0]:
+            ratio = rounds.times_faster((name, timing), against)
             columns |= zip((column, f"{column}_low", f"{column}_high"), ratio)
     return columns
 
 def with_ratios(
-    table, # DataFrame: variant, throughput_per_s, throughput_padded_per_s
+    table, # DataFrame: variant
     found, # `Rounds` of all variants, by `time_variants`
+    in_batches, # `Rounds` of all variants, by `batch_rounds`
     reference:str, # the variant that is compared with, padded
     careful:str # the variant that is compared with, at real length
 ) -> pd.DataFrame: # with more columns, times_…
     "How many times faster than the references each variant is."
-    rows = [ratio_columns(found, name, reference, careful) for name in table.variant]
-    base = table.set_index("variant").loc[reference]
-    return pd.concat([table, pd.DataFrame(rows, index=table.index)], axis=1).assign(
-        times_throughput=table.throughput_per_s/base.throughput_padded_per_s)
+    rows = [ratio_columns(found, in_batches, name, reference, careful) for name in table.variant]
+    return pd.concat([table, pd.DataFrame(rows, index=table.index)], axis=1)
 
 # %% ../../../nbs/lib/onnx/alternatives.ipynb #26889172
 WITH_TRANSFORMERS = """import torch

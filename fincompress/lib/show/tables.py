@@ -103,6 +103,7 @@ COLUMNS_OF = {
     # against what one could use instead
     "delta_macro_f1_vs_static": ("against static embeddings", CHANGE),
     "latency_first_ms_p50": ("ms, first call", MS),
+    "first_answer_s": ("s, first answer", "{:.2f}"),
     "model_ms_p50": ("ms from pieces to logits", MS),
     "times_faster_model": ("times faster, from pieces", TIMES),
     "times_faster_than_int8": ("times faster than int8", TIMES),
