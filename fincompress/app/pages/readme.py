@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_RUN', 'EXAMPLE', 'FIGURE', 'FIGURE_WORDS', 'CLAIMS', 'pipe_table', 'first_answer', 'first_screen', 'figure_link',
-           'run_headline', 'run_details', 'number_text', 'stage_overview', 'executed_index', 'readme', 'write_readme']
+           'run_headline', 'weakness_line', 'run_details', 'number_text', 'stage_overview', 'executed_index', 'readme',
+           'write_readme']
 
 # %% ../../../nbs/app/pages/readme.ipynb #ef3d5527
 import os
@@ -39,6 +40,7 @@ from fincompress.app.results import (
 from ..study.pipeline import own_kernel
 from ..templates import render
 from ..use.classifier import Classifier
+from ...lib.behaviour.judged import weak_in_words
 from ...lib.onnx.packaged import DEFAULT_MODEL, packaged_models
 from ...lib.run.files import write_text
 from ...lib.run.source import project_root
@@ -100,6 +102,12 @@ def run_headline(
         table=None if table is None else pipe_table(table), facts=run_facts(run_dir),
         elsewhere=elsewhere_sentence(run_dir),
         figure=figure_link(run_dir) if with_figure else None, words=FIGURE_WORDS)
+
+def weakness_line(run_dir) -> str: # `run_dir`: of the packaged models
+    "A line of a list: which kinds of pairs the packaged model does not pass often."
+    table = pd.read_csv(Path(run_dir)/"results/behaviour.csv")
+    words = weak_in_words(table, DEFAULT_MODEL)
+    return f"- Of [pairs of sentences with one change](nbs/lib/behaviour/pairs.ipynb), {words}"
 
 def run_details(run_dir) -> str: # Markdown
     "The study's variants, its claims, what seeds gave, the floor, and the notes."

@@ -6,7 +6,7 @@
 __all__ = ['YARDSTICK', 'YARDSTICK_CALLS', 'TIMINGS', 'FRAME', 'FIRST_ANSWER', 'fixed_threads', 'no_garbage_collection',
            'share_of_calls', 'timed_call', 'measure_latency', 'latency_summary', 'Rounds', 'steady_rounds',
            'measure_rounds', 'steadiness_in_words', 'throughput', 'batch_rounds', 'timed_function', 'time_variants',
-           'timed_pieces', 'variant_throughput', 'process_memory', 'memory_of', 'first_answer']
+           'timed_pieces', 'variant_throughput', 'process_memory', 'memory_of', 'first_answer_seconds']
 
 # %% ../../../nbs/lib/measure/timing.ipynb #6aaafa17
 import gc
@@ -323,7 +323,7 @@ begun = time.perf_counter()
 Classifier(job["folder"])(job["text"])
 print(time.perf_counter() - begun)"""
 
-def first_answer(
+def first_answer_seconds(
     folder, # an exported model
     text:str,
     processes:int=5 # the median counts
