@@ -186,7 +186,7 @@ def test_an_odd_or_a_very_long_line_ends_no_job(tmp_path, model, ending, line):
 @pytest.mark.parametrize("ending", [".txt", ".csv"])
 def test_a_line_longer_than_a_block_is_named(tmp_path, model, ending):
     file = tmp_path/f"long{ending}"
-    file.write_text("text\n" + "x"*(BLOCK_MIB + 1)*2**20 + "\nSales rose\n")
+    file.write_text("text\n" + "x"*(2*BLOCK_MIB + 1)*2**20 + "\nSales rose\n")
     with pytest.raises(RunError, match=f"{file.name} cannot be read.*over {BLOCK_MIB} MiB"):
         score_files([file], tmp_path/"out.csv", model)
 

@@ -80,7 +80,7 @@ def common_format(files:list[Path]) -> str:
 # %% ../../../nbs/app/scale/inputs.ipynb #3b8cca7d
 TEXT = "text" # the column of lines
 NO_SEPARATOR = "\x01" # a control character
-BLOCK_MIB = 8 # that are parsed at a time; no line and no row of CSV may be longer
+BLOCK_MIB = 4 # that are parsed at a time; no line and no row of CSV may be longer
 
 def text_options(
     format:str, # "csv", or else lines
@@ -89,13 +89,14 @@ def text_options(
     "Every column is text; damaged text is found later, row by row."
     convert = pa.csv.ConvertOptions(column_types={name: pa.string() for name in names},
                                     strings_can_be_null=False, check_utf8=False)
+    block = dict(block_size=BLOCK_MIB*2**20, use_threads=False) # several would read ahead
     if format == "csv": # a quoted text may have line breaks
         parse = pa.csv.ParseOptions(newlines_in_values=True)
-        read = pa.csv.ReadOptions(block_size=BLOCK_MIB*2**20)
+        read = pa.csv.ReadOptions(**block)
         return dict(parse_options=parse, convert_options=convert, read_options=read)
     parse = pa.csv.ParseOptions(
         delimiter=NO_SEPARATOR, quote_char=False, ignore_empty_lines=False)
-    read = pa.csv.ReadOptions(column_names=[*names], block_size=BLOCK_MIB*2**20)
+    read = pa.csv.ReadOptions(column_names=[*names], **block)
     return dict(parse_options=parse, convert_options=convert, read_options=read)
 
 def file_dataset(
