@@ -1,5 +1,6 @@
 """Scoring a corpus: formats, bad rows, interruptions, memory, a feed, and a Ray cluster."""
 import gzip
+import io
 import json
 import os
 import shutil
@@ -19,10 +20,13 @@ import pytest
 from test_sweep import executed, planned, scored_project
 
 import fincompress
-from fincompress.app.scale.feed import feed_row
-from fincompress.app.scale.inputs import SHARD_ROWS, file_source, files_of
-from fincompress.app.scale.ray_engine import import_ray, jobs_on_ray, on_ray
+from fincompress.app import cli
+from fincompress.app.scale import cost
+from fincompress.app.scale.feed import AT_MOST, feed, feed_row
+from fincompress.app.scale.inputs import BLOCK_MIB, PROBLEM, SHARD_ROWS, file_source, files_of
+from fincompress.app.scale.ray_engine import FileWriter, import_ray, jobs_on_ray, on_ray
 from fincompress.app.scale.score import score_files
+from fincompress.app.scale.shard import opened_scorer
 from fincompress.app.scale.sweep import run_sweep
 from fincompress.lib.run.files import RunError
 
@@ -166,6 +170,27 @@ def test_odd_values_end_no_job(tmp_path, model):
     assert [row["tags"] for row in rows] == [[None, 1.5], [None]]
 
 
+@pytest.mark.parametrize("ending, line", [
+    (".txt", "{}"), (".jsonl", '{{"text": "{}"}}'), (".csv", "{}")])
+def test_an_odd_or_a_very_long_line_ends_no_job(tmp_path, model, ending, line):
+    texts = ["Sales \x01rose", "x"*3_000_000, "Sales fell"]
+    head = ["text"]*(ending == ".csv")
+    (tmp_path/f"odd{ending}").write_text("\n".join([*head, *map(line.format, texts)]))
+    counts = score_files([tmp_path/f"odd{ending}"], tmp_path/"out.parquet", model)
+    scored = pd.read_parquet(tmp_path/"out.parquet")
+    assert (counts["read"], counts["scored"]) == (3, 2)
+    assert scored.label.tolist()[::2] == ["positive", "negative"]
+    assert "characters" in scored.error[1]
+
+
+@pytest.mark.parametrize("ending", [".txt", ".csv"])
+def test_a_line_longer_than_a_block_is_named(tmp_path, model, ending):
+    file = tmp_path/f"long{ending}"
+    file.write_text("text\n" + "x"*(2*BLOCK_MIB + 1)*2**20 + "\nSales rose\n")
+    with pytest.raises(RunError, match=f"{file.name} cannot be read.*over {BLOCK_MIB} MiB"):
+        score_files([file], tmp_path/"out.csv", model)
+
+
 def test_csv_that_cannot_hold_a_column_is_refused_at_once(tmp_path, model):
     table = pa.table(dict(text=["Sales rose"], raw=pa.array([b"\xff"], pa.binary())))
     parquet.write_table(table, tmp_path/"x.parquet")
@@ -207,7 +232,7 @@ def test_another_format_is_another_job(tmp_path):
 
 def test_hidden_files_and_parts_of_a_folder_are_left_out(tmp_path):
     for name in ("a.csv", "._a.csv", ".ipynb_checkpoints/a-checkpoint.csv",
-                 "out.csv.parts/part-00000.parquet"):
+                 "out.csv.parts/part-00000000.parquet"):
         (tmp_path/name).parent.mkdir(exist_ok=True)
         (tmp_path/name).write_text("text\nSales rose\n")
     assert files_of(tmp_path) == [tmp_path/"a.csv"]
@@ -280,7 +305,7 @@ def test_parts_without_all_rows_make_no_result(tmp_path, model):
     file.write_text("text\n" + "\n".join(headlines(2*SHARD_ROWS)))
 
     def delete(counts, rows):
-        (tmp_path/"out.parquet.parts/part-00000.parquet").unlink(missing_ok=True)
+        (tmp_path/"out.parquet.parts/part-00000000.parquet").unlink(missing_ok=True)
 
     with pytest.raises(RunError, match=f"of {2*SHARD_ROWS:,} rows, so another process"):
         score_files([file], tmp_path/"out.parquet", model, workers=1, tell=delete)
@@ -297,13 +322,38 @@ def test_a_job_that_goes_on_strictly_meets_the_bad_row_again(tmp_path, model):
 
     with pytest.raises(InterruptedError):
         score_files([file], tmp_path/"out.csv", model, workers=1, tell=stop)
-    assert (tmp_path/"out.csv.parts/part-00000.parquet").exists()
+    assert (tmp_path/"out.csv.parts/part-00000000.parquet").exists()
     with pytest.raises(RunError, match="row 2 cannot be scored"):
         score_files([file], tmp_path/"out.csv", model, strict=True)
     told = []
     score_files([file], tmp_path/"out.csv", model, tell=lambda counts, rows: told.append(rows))
     assert len(pd.read_csv(tmp_path/"out.csv")) == SHARD_ROWS + 2
     assert told in ([2], []) # what is left to score
+
+
+def test_what_a_killed_process_left_is_no_part_of_a_folder(tmp_path, model):
+    "The temporary file has the number of a process that is no more."
+    file = tmp_path/"x.csv"
+    file.write_text("text\nSales rose\n")
+
+    def leave(counts, rows):
+        (tmp_path/"out/.part-00000007.parquet.1234.tmp").write_text("half")
+
+    score_files([file], tmp_path/"out", model, tell=leave)
+    assert [path.name for path in (tmp_path/"out").iterdir()] == ["part-00000000.parquet"]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_forecast_counts_the_shards_under_way(monkeypatch, capsys, workers):
+    "Shards of 10 rows that take 8 seconds each, as many at a time as there are workers."
+    seconds = iter([0, *(8*(1 + i//workers) for i in range(8))])
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(seconds))
+    tell = cli.told_scoring(workers, every=0)
+    for _ in range(8):
+        tell(dict(read=10), 80)
+    monkeypatch.undo()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 8 and all(f" {10*workers/8:,.0f} a second" in line for line in lines)
 
 
 def test_workers_change_no_byte(tmp_path, corpus, model, answers):
@@ -378,6 +428,24 @@ def test_a_feed_is_answered_line_by_line(model):
     assert labels == ["positive", "negative"]
 
 
+class Flushed(io.StringIO):
+    "A stream that notes how many lines were written at each flush."
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def flush(self):
+        self.lines.append(self.getvalue().count("\n"))
+
+
+def test_a_burst_is_answered_bit_by_bit(model):
+    out = Flushed()
+    feed(opened_scorer(model), io.BytesIO(b"Sales rose\n"*1000), out)
+    written = [0, *out.lines]
+    assert written[-1] == 1000 and AT_MOST <= 64
+    assert max(later - earlier for earlier, later in zip(written, written[1:])) <= AT_MOST
+
+
 @pytest.mark.parametrize("how", ["interrupted", "unread"])
 def test_a_feed_ends_quietly(model, how):
     "On Ctrl-C, or when nobody reads its answers any more, though its input stays open."
@@ -434,7 +502,8 @@ def test_a_mark_before_the_first_line_is_no_text():
 # From Python
 
 
-@pytest.mark.parametrize("kind", ["object", "string", "string[pyarrow]"])
+@pytest.mark.parametrize("kind", [
+    "object", "string", "string[pyarrow]", "category", pd.ArrowDtype(pa.large_string())])
 def test_every_kind_of_nothing_in_a_pandas_frame(kind, model):
     texts = pd.Series(["Sales rose", None, "Sales fell"], dtype=kind)
     scored = fincompress.score(pd.DataFrame(dict(headline=texts)), model=model)
@@ -442,8 +511,10 @@ def test_every_kind_of_nothing_in_a_pandas_frame(kind, model):
     assert scored.error[1] == "there is no text"
 
 
-def test_a_polars_frame_comes_back_as_one(model):
-    frame = polars.DataFrame(dict(day=[1, 2], headline=["Sales rose", None]))
+@pytest.mark.parametrize("kind", [polars.String, polars.Categorical])
+def test_a_polars_frame_comes_back_as_one(model, kind):
+    texts = polars.Series(["Sales rose", None], dtype=kind)
+    frame = polars.DataFrame(dict(day=[1, 2], headline=texts))
     scored = fincompress.score(frame, model=model)
     assert isinstance(scored, polars.DataFrame)
     assert scored["label"].to_list() == ["positive", None]
@@ -491,6 +562,14 @@ def test_a_cluster_runs_the_points_of_a_sweep(tmp_path, cluster):
     assert (sweep.folder/"sweep.csv").exists()
 
 
+def test_the_rates_of_a_cluster(model, cluster):
+    rows = cost.cluster_rows(model, headlines(5*SHARD_ROWS), cluster.address)
+    measured = pd.DataFrame(rows).set_index(["what", "cores"])
+    assert [*measured.index] == [(cost.CLUSTER, 1), (cost.CLUSTER, 2), (cost.DRIVER, 1)]
+    assert measured.sentences.tolist() == [4*SHARD_ROWS, 3*SHARD_ROWS, 5*SHARD_ROWS]
+    assert (measured.rate > 0).all()
+
+
 def test_a_cluster_gives_the_same_bytes_though_a_node_is_killed(
         tmp_path, corpus, model, answers, cluster):
     def kill(counts, rows):
@@ -517,6 +596,24 @@ def test_a_cluster_that_is_not_there(tmp_path, model, monkeypatch):
         score_files([tmp_path/"a.csv"], tmp_path/"out.csv", model,
                     engine=partial(on_ray, address="nowhere"))
     assert not [*tmp_path.rglob("*.arrow")]
+
+
+def test_a_worker_that_cannot_open_the_model_is_no_traceback(tmp_path, model, cluster):
+    (tmp_path/"shards").mkdir()
+    writer = dict(folder=tmp_path/"shards", column="text", model=tmp_path/"no model")
+    shard = pa.table({"text": ["Sales rose"], PROBLEM: pa.nulls(1, pa.string())})
+    with pytest.raises(RunError, match="the same command goes on"):
+        [*on_ray(writer, [(0, shard)], workers=1, address=cluster.address)]
+    assert not [*tmp_path.rglob("*.arrow")]
+
+
+def test_a_worker_takes_one_core_and_says_which_folder_it_does_not_see(
+        tmp_path, model, monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    write = FileWriter(tmp_path/"here", "text", model)
+    unseen = write(dict(number=0, file=str(tmp_path/"there/shard-00000000.arrow")))
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+    assert f"{tmp_path/'here'} is not seen by a worker: choose an --out" in unseen["error"]
 
 
 def test_a_worker_names_the_row_that_strict_scoring_refuses(tmp_path, model, cluster):

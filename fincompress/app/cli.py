@@ -548,27 +548,33 @@ def models(as_csv: AsCsv = False):
         typer.echo(f"{row['name']}: {row['min_confidence'] or 'not known'}")
 
 # %% ../../nbs/app/cli.ipynb #fbb457e2
-def scoring_text(done:int, rows:int|None, seconds:float) -> str: # `done`: rows in `seconds`
+def scoring_text(done:int, rows:int|None, rate:float) -> str: # `rate`: rows a second
     "How far a job of scoring is."
-    rate = done/max(seconds, 1e-9)
     if rows is None:
         return f"{done:,} rows · {rate:,.0f} a second"
-    left = duration(max(0, rows - done)/rate)
+    left = duration(max(0, rows - done)/max(rate, 1e-9))
     return f"{done:,} of {rows:,} rows · {rate:,.0f} a second · {left} left"
 
 def told_scoring(
+    workers:int=None, # shards that are scored at the same time; None: one on each core
     every:float=5. # seconds between two lines
 ): # a function for the counts of each shard
     "Say how far a job of scoring is: after its first shard, then every few seconds."
+    from fincompress.lib.onnx.runtime import cores
+    at_once = workers or cores()
     begun = due = time.monotonic()
-    done = 0
+    shards = done = 0
 
     def tell(counts, rows):
-        nonlocal done, due
+        nonlocal shards, done, due
+        shards += 1
         done += counts["read"]
+        ahead = done/shards*(-shards % at_once) # rows that are nearly scored as well
+        ahead = ahead if rows is None else min(ahead, rows - done)
         now = time.monotonic()
         if now >= due:
-            typer.echo(scoring_text(done, rows, now - begun), err=True)
+            rate = (done + ahead)/max(now - begun, 1e-9)
+            typer.echo(scoring_text(done, rows, rate), err=True)
             due = now + every
 
     return tell
@@ -622,7 +628,7 @@ def score_job(inputs, out:Path, format:str|None, **options): # `options`: of `sc
     from fincompress.app.scale.score import parts_folder, score_files
     try:
         with scored_inputs(inputs, format) as what:
-            counts = score_files(**what, out=out, tell=told_scoring(), **options)
+            counts = score_files(**what, out=out, tell=told_scoring(options["workers"]), **options)
     except KeyboardInterrupt:
         typer.echo(f"interrupted: what was scored is kept in {parts_folder(out)}, "
                    "and the same command goes on from there", err=True)

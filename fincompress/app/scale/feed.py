@@ -20,7 +20,7 @@ from .shard import answer_columns, check_fields
 from ...lib.run.files import RunError, file_digest
 
 # %% ../../../nbs/app/scale/feed.ipynb #c2639c88
-AT_MOST = 512 # lines that are answered together
+AT_MOST = 64 # lines that are answered together
 CHUNK = 2**16 # bytes that are read at a time, at most
 
 def lines_of(
