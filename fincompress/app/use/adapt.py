@@ -181,8 +181,9 @@ def tuned_answers(
         return {}
     from fincompress.app.use.finetune import fine_tuned_answers, restored_encoder
     ids, _ = model.tokenise(labelled.texts)
+    config = read_json(model.folder/"config.json")
     encoder = restored_encoder(model.folder)
-    return dict(fine_tuned=fine_tuned_answers(encoder, ids, labelled.labels))
+    return dict(fine_tuned=fine_tuned_answers(encoder, ids, labelled.labels, config))
 
 def new_content(
     model, # an `OnnxModel`
