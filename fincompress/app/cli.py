@@ -14,7 +14,7 @@ __all__ = ['HELP', 'app', 'STUDY_PACKAGES', 'ProfileName', 'Values', 'RunFolder'
            'thresholds_text', 'cascade_text', 'all_measured', 'listed_row', 'listed_table', 'models', 'scoring_text',
            'told_scoring', 'score_feed', 'uses_ray', 'scoring_engine', 'scored_inputs', 'score_job', 'score', 'serve',
            'print_frame', 'run_in_turn', 'run_on_cluster', 'run_points', 'print_swept', 'sweep', 'ask_key',
-           'enough_labels', 'bar', 'adapted_table', 'adapt', 'publish', 'demo', 'main']
+           'enough_labels', 'tell_fine_tuning', 'bar', 'adapted_table', 'adapt', 'publish', 'demo', 'main']
 
 # %% ../../nbs/app/cli.ipynb #0657f4a7
 import csv
@@ -472,6 +472,8 @@ def print_summary(found:dict): # `found`: of `classify_document`
     "Print the shares of the labels in a document, and its strongest sentences."
     shares = [f"{share:.0%} {label}" for label, share in found["shares"].items()]
     typer.echo(f"{', '.join(shares)} (sentences: {len(found['sentences'])})")
+    if found["truncated"]:
+        typer.echo(f"sentences longer than the model reads: {found['truncated']}")
     if any(found["strongest"].values()):
         print_table(strongest_table(found["strongest"]))
 
@@ -836,6 +838,11 @@ def enough_labels(file:Path, model:str) -> bool:
                "with some of each label: the same command goes on")
     return False
 
+def tell_fine_tuning(sentences:int):
+    "Say that what comes next takes long."
+    typer.echo(f"fine-tuning all layers on {sentences:,} sentences takes minutes; "
+               "--no-fine-tune leaves it out", err=True)
+
 def bar(value:float, width:int=30) -> str: # `value`: in [0, 1]
     "A bar of the terminal."
     return "█"*round(value*width)
@@ -858,6 +865,8 @@ def adapt(
     model: Model = DEFAULT_MODEL,
     label: Annotated[bool, typer.Option(
         "--label", help="First ask for labels of rows without one, until 50 are there.")] = False,
+    fine_tune: Annotated[bool, typer.Option(
+        help="Also try to fine-tune all layers, from 1,000 labels on.")] = True,
 ):
     "Adapt a model to your own labels, 50 or more; say what is gained, and write it if anything is."
     from fincompress.app.use.adapt import METHODS, check_place, need_packages, not_counted
@@ -866,7 +875,7 @@ def adapt(
     check_place(out)
     if label and not enough_labels(file, model):
         return
-    found = adapt_model(file, out, model)
+    found = adapt_model(file, out, model, fine_tune=fine_tune, begun=tell_fine_tuning)
     given = found.labelled
     typer.echo(f"labelled sentences: {len(given.labels)} (left out: {not_counted(given)})")
     print_table(adapted_table(found.scores))
