@@ -17,6 +17,7 @@ from fincompress import Classifier
 from fincompress.app.use.adapt import Labelled, adapt, read_labelled
 from fincompress.app.use.classifier import softmax
 from fincompress.lib.onnx.graph import Graph
+from fincompress.lib.onnx.runtime import OnnxModel, open_session, run_padded
 from fincompress.lib.onnx.word_model import save_word_model, word_tokenizer
 from fincompress.lib.run.checkpoint import LABELS, save_checkpoint
 from fincompress.lib.run.files import RunError, read_json
@@ -51,11 +52,9 @@ def place(tmp_path, monkeypatch):
 # What is written
 
 
-@pytest.mark.parametrize("precision", ["int8", "float32"])
-def test_many_labels_fine_tune_all_layers(precision, place, monkeypatch):
-    "An encoder with random weights learns words, and stays as small as it was."
-    from fincompress.app.use import adapt as module
-    from fincompress.app.use import finetune
+@pytest.fixture
+def encoder(place, request):
+    "An encoder with random weights that knows the words, as a file."
     from fincompress.lib.examples import toy_tokenizer
     from fincompress.lib.model.encoder_config import EncoderConfig
     from fincompress.lib.onnx.checkpoint import save_onnx
@@ -66,22 +65,68 @@ def test_many_labels_fine_tune_all_layers(precision, place, monkeypatch):
                                 intermediate_size=64)
     torch.manual_seed(0)
     model = SentimentEncoder(config).eval()
-    if precision == "int8":
+    if request.param != 32:
         model = quantize(model)
-    save_onnx(model, place/"encoder", toy_tokenizer(words), words, [1]*len(words), 16,
-              technique="toy", hyperparameters={}, inputs={})
-    write("many.csv", rows(240))
+    return save_onnx(model, place/"encoder", toy_tokenizer(words), words, [1]*len(words), 16,
+                     word_bits=min(request.param, 8), technique="toy", hyperparameters={},
+                     inputs={})
+
+
+@pytest.fixture
+def finetune(place, monkeypatch):
+    "The module with faster training, from 200 labels on; and such a table."
+    from fincompress.app.use import finetune
     faster = finetune.FitSettings(epochs=15, learning_rate=3e-3, batch_size=16, seed=0)
-    monkeypatch.setattr(module, "LEAST_FINE_TUNED", 200)
-    for name in ("fine_tuned", "fine_tuned_answers"):
-        function = getattr(finetune, name)
-        monkeypatch.setattr(finetune, name, lambda *given, f=function: f(*given[:3], faster))
+    for function in (finetune.fine_tuned, finetune.fine_tuned_answers):
+        monkeypatch.setattr(function, "__defaults__", (faster,))
+    monkeypatch.setattr("fincompress.app.use.adapt.LEAST_FINE_TUNED", 200)
+    write("many.csv", rows(240))
+    return finetune
+
+
+@pytest.mark.parametrize("encoder", [32, 8, 4], indirect=True) # bits of a word embedding
+def test_many_labels_fine_tune_all_layers(encoder, finetune):
+    "A model with random weights learns words, and stays as small as it was."
     outcome = adapt("many.csv", "own", "encoder")
     assert outcome.method == "fine_tuned" and outcome.scores.after["macro_f1"] > 0.9
     classify = Classifier("./own")
     assert [classify(word)["label"] for word in MINE] == [*MINE.values()]
-    sizes = [(place/name/"model.onnx").stat().st_size for name in ("encoder", "own")]
+    sizes = [Path(name, "model.onnx").stat().st_size for name in ("encoder", "own")]
     assert sizes[1] <= 1.05*sizes[0]
+
+
+@pytest.mark.parametrize("encoder", [4], indirect=True)
+def test_the_judged_model_is_that_of_the_file(encoder, finetune, monkeypatch):
+    "Each answer on an unseen sentence is that of a fold's file."
+    labelled = read_labelled("many.csv")
+    ids, _ = OnnxModel(encoder, threads=1).tokenise(labelled.texts)
+    rounded_again = finetune.rounded_again
+    sessions = []
+
+    def noted(*given):
+        model, tensors = rounded_again(*given)
+        content = finetune.onnx_bytes(model, tensors, "a fold")
+        sessions.append(open_session(content, threads=1))
+        return model, tensors
+
+    monkeypatch.setattr(finetune, "rounded_again", noted)
+    judged = finetune.fine_tuned_answers(finetune.restored_encoder(encoder), ids, labelled.labels,
+                                         read_json(encoder/"config.json"))
+    answers = np.array([run_padded(session, ids) for session in sessions])
+    differences = abs(answers - judged).max(2).min(0)
+    print(differences.max(), np.median(differences), judged.std())
+    assert len(sessions) == 5 and np.median(differences) < 1e-3*judged.std()
+
+
+@pytest.mark.parametrize("encoder", [8], indirect=True)
+def test_fine_tuning_is_announced_and_can_be_left_out(encoder, finetune, fincompress):
+    words = ("adapt", "many.csv", "--model", "encoder", "--out", "own")
+    said = "fine-tuning all layers on 240 sentences takes minutes; --no-fine-tune leaves it out"
+    without = fincompress(*words, "--no-fine-tune")
+    assert without.code == 0 and said not in without.err and "fine-tuned" not in without.out
+    result = fincompress(*words)
+    assert result.code == 0 and said in result.err
+    assert "the change: all layers, fine-tuned" in result.out
 
 
 def save_feature_model(folder):
@@ -304,7 +349,7 @@ WORDS = { # case → (words of the command, words of the message)
                          "damaged holds something that is not an adapted model"),
     "a file": (["my.csv", "--model", "words", "--out", "my.csv"], "my.csv is a file"),
     "below a file": (["my.csv", "--model", "words", "--out", "my.csv/mine"],
-                     "cannot make the folder my.csv/mine"),
+                     "cannot write in my.csv ("),
     "the working directory": (["my.csv", "--model", "words", "--out", "."],
                               ". is the working directory, or holds it"),
     "a folder above it": (["my.csv", "--model", "words", "--out", ".."],

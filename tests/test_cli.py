@@ -2,11 +2,13 @@
 import csv
 import io
 import json
+import re
 
+import numpy as np
 import pytest
 from conftest import IMPORTS, STAGES, without
 
-from fincompress.app.cli import default_run
+from fincompress.app.cli import default_run, rounded_up
 from fincompress.lib.onnx.packaged import MODELS
 from fincompress.lib.onnx.word_model import save_word_model
 from fincompress.lib.run.files import write_json
@@ -242,9 +244,13 @@ fincompress.lib.onnx.packaged.models_folder = lambda: pathlib.Path({folder!r})
 """
 
 
+THRESHOLDS = {"0.05": 0.98457822, "0.1": 0.90004, "0.025": 0.9999999}
+
+
 @pytest.fixture(scope="module")
 def toy_models(tmp_path_factory):
     "Toy models in place of the packaged ones: code that comes before the command."
+    cascade = dict(small="compact_tiny", large="compact_wide", min_confidence=0.9)
     folder = tmp_path_factory.mktemp("models")
     for i, name in enumerate(MODELS):
         save_word_model(folder/name, {"fell": (2, 0, 0), "rose": (0, 0, 2)})
@@ -252,7 +258,7 @@ def toy_models(tmp_path_factory):
         write_json(folder/name/"measured.json", dict(
             name=name, bytes=4_600_000, licence="Apache-2.0", here=here, elsewhere=here - 0.1,
             worst=here - 0.2, worst_set="fiqa", latency_ms=0.5, times_faster=300.0,
-            trained_on=["sentfin", "twitter"]))
+            trained_on=["sentfin", "twitter"], min_confidence=THRESHOLDS, cascade=cascade))
     return PATCH.format(folder=str(folder))
 
 
@@ -266,6 +272,24 @@ def test_models_are_listed(project, toy_models):
     assert [*rows[0]] == ["name", "bytes", "licence", "here", "elsewhere", "worst", "worst_set",
                           "min_confidence"]
     assert rows[0]["bytes"] == "4600000"
+    exact = re.findall(r"(\S+) \(([\d.]+)%\)", rows[0]["min_confidence"])
+    assert {float(share)/100: float(value) for value, share in exact} == {
+        float(share): value for share, value in THRESHOLDS.items()}
+
+
+def test_thresholds_are_rounded_up(project, toy_models):
+    "A value below the threshold would allow more wrong answers than promised."
+    shown = project.command("models", before=LIGHT + toy_models).stdout
+    assert "compact_narrow: 0.9846 (5%), 0.9001 (10%), 1.0000 (2.5%)\n" in shown
+    for value in (0.1 + 0.2, np.nextafter(0.9, 1), 0.99999, 0.5, 1.):
+        assert value <= float(rounded_up(value)) < value + 1.01e-4
+    assert "conformal risk control" in shown and "foreign validation sets" in shown
+
+
+def test_the_cascade_is_named_beside_the_models(project, toy_models):
+    shown = project.command("models", before=LIGHT + toy_models).stdout
+    assert "compact_cascade: compact_tiny answers, and compact_wide where" in shown
+    assert "0.9000; it has no values of its own" in shown
 
 
 def test_a_sentence_is_enough(project, toy_models):

@@ -54,6 +54,7 @@ def test_each_sentence_has_its_own_answer(classify):
         place = REPORT[sentence["start"]:sentence["end"]]
         assert " ".join(place.split()) == sentence["text"]
     assert sum(found["shares"].values()) == pytest.approx(1)
+    assert found["truncated"] == 0
     assert [each["number"] for each in found["strongest"]["negative"]] == [5, 3, 1]
     assert "neutral" not in found["strongest"]
 
@@ -62,6 +63,16 @@ def test_sentences_in_doubt_have_a_share(folder):
     found = Classifier(folder, min_confidence=0.7).document(REPORT)
     assert found["shares"] == {"negative": 0.4, "neutral": 0, "positive": 0.2, "uncertain": 0.4}
     assert len(found["strongest"]["negative"]) == 2
+
+
+def test_sentences_that_were_cut_are_counted(fincompress, tmp_path, report):
+    "In Python and by the command."
+    save_word_model(tmp_path/"short", WEIGHTS, max_length=5)
+    found = Classifier(tmp_path/"short").document(REPORT)
+    cut = [each["number"] for each in found["sentences"] if each["truncated"]]
+    assert cut and 1 not in cut and found["truncated"] == len(cut)
+    result = fincompress("classify", "--model", "short", "--document", "report.txt")
+    assert f"\nsentences longer than the model reads: {len(cut)}\n" in result.out
 
 
 @pytest.mark.parametrize("given, error, words", [

@@ -15,7 +15,8 @@ import yaml
 from transformers import pipeline
 
 from fincompress import Classifier
-from fincompress.app.deploy.export import export, swap_folders
+from fincompress.app.deploy.export import export
+from fincompress.app.places import swap_folders
 from fincompress.benchmark import open_variant
 from fincompress.lib.examples import toy_tokenizer
 from fincompress.lib.model.probabilities import softmax

@@ -12,6 +12,7 @@ import time
 import venv
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -20,11 +21,18 @@ from fincompress.app.deploy import package
 from fincompress.app.deploy.card import shares_ranges
 from fincompress.app.deploy.package import LARGEST, package_models
 from fincompress.app.licences import is_permissive
+from fincompress.app.scale.shard import identity_of
+from fincompress.app.serve.batching import ServiceOptions
+from fincompress.app.serve.predict_api import model_info
+from fincompress.app.use.adapt import adapt
 from fincompress.app.use.classifier import MODEL_FILES
+from fincompress.lib.measure.adapt import FITS
+from fincompress.lib.model.cascade import CASCADE, LARGE, SMALL
 from fincompress.lib.model.probabilities import softmax
 from fincompress.lib.onnx.packaged import MODELS, read_measured
 from fincompress.lib.onnx.runtime import OnnxModel
 from fincompress.lib.onnx.word_model import save_word_model
+from fincompress.lib.run.checkpoint import LABELS
 from fincompress.lib.run.files import (
     RunError,
     file_digest,
@@ -34,6 +42,7 @@ from fincompress.lib.run.files import (
     write_json,
 )
 from fincompress.lib.run.stage import STAGES, stage_file
+from fincompress.lib.text.corpus import synthetic_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ROOT/"fincompress/models"
@@ -276,6 +285,49 @@ def test_an_answer_does_not_depend_on_its_batch(name):
     alone = softmax([model.one_batch([each])[0] for each in ids])
     assert not shares_ranges(PACKAGED/name, {})
     assert abs(together - alone).max() < 0.02 # last bits differ between some processors' kernels
+
+
+@needs_models
+def test_the_cascade_answers_with_one_of_two_models():
+    texts = ["Operating profit rose by 12%.", "Sales fell sharply.", "The loss may narrow.", "Hm"]
+    classify = Classifier(CASCADE)
+    small, large = (Classifier(name)(texts) for name in (SMALL, LARGE))
+    sure = read_measured(PACKAGED/SMALL)["cascade"]["min_confidence"]
+    handed_over = [max(answer["scores"].values()) < sure for answer in small]
+    assert {*handed_over} == {True, False}
+    expected = [both[i] for i, both in zip(handed_over, zip(small, large))]
+    for found, one in zip(classify(texts), expected):
+        assert found["label"] == one["label"]
+        assert found["scores"] == pytest.approx(one["scores"], abs=0.02) # another batch
+
+
+@needs_models
+def test_the_cascade_is_scored_and_served_under_its_own_name():
+    model = Classifier(CASCADE).model
+    name, digest = identity_of(model)
+    assert name == f"{SMALL}+{LARGE}"
+    assert digest not in [identity_of(each)[1] for each in (model.small, model.large)]
+    info = model_info(Classifier(CASCADE), CASCADE, ServiceOptions())
+    assert info["model_id"] == CASCADE and info["model_sha"] is None
+    assert info["model_digests"] == {each: read_measured(PACKAGED/each)["digests"]["model.onnx"]
+                                     for each in (SMALL, LARGE)}
+
+
+@needs_models
+def test_an_int8_file_is_adapted(tmp_path):
+    "To sentences of the bundled grammar, for an owner who calls more of them neutral."
+    corpus = synthetic_corpus(n=2000, seed=7, transfer=0)
+    own = corpus[["text"]].drop_duplicates(ignore_index=True)
+    logits, _ = OnnxModel(PACKAGED/"compact_narrow", threads=1).read([*own.text])
+    own["label"] = [LABELS[i] for i in (logits + [0, 2, 0]).argmax(1)]
+    mine, unseen = own[:150], own[150:450]
+    write_csv(tmp_path/"my.csv", mine)
+    outcome = adapt(tmp_path/"my.csv", tmp_path/"mine", "compact_narrow")
+    assert outcome.method in FITS
+    before, after = [
+        np.mean([answer["label"] for answer in Classifier(model)(unseen.text)] == unseen.label)
+        for model in ("compact_narrow", tmp_path/"mine")]
+    assert after > before + 0.03 and after > 0.9
 
 
 @needs_models

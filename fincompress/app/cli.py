@@ -10,11 +10,11 @@ __all__ = ['HELP', 'app', 'STUDY_PACKAGES', 'ProfileName', 'Values', 'RunFolder'
            'run_further', 'renew_with_seed', 'run_alone', 'run_all', 'check_seeds', 'run', 'report', 'last_command',
            'expected_parameters', 'status_row', 'status_rows', 'status', 'compared_cell', 'compare_table',
            'compared_runs', 'compare', 'export', 'sentences', 'refuse_model', 'answer_row', 'answer_rows', 'print_csv',
-           'print_rows', 'document_row', 'strongest_table', 'print_summary', 'print_document', 'classify',
-           'thresholds_text', 'listed_rows', 'listed_table', 'models', 'scoring_text', 'told_scoring', 'score_feed',
-           'uses_ray', 'scoring_engine', 'scored_inputs', 'score_job', 'score', 'serve', 'print_frame', 'run_in_turn',
-           'run_on_cluster', 'run_points', 'print_swept', 'sweep', 'ask_key', 'enough_labels', 'bar', 'adapted_table',
-           'adapt', 'publish', 'demo', 'main']
+           'print_rows', 'document_row', 'strongest_table', 'print_summary', 'print_document', 'classify', 'rounded_up',
+           'thresholds_text', 'cascade_text', 'all_measured', 'listed_row', 'listed_table', 'models', 'scoring_text',
+           'told_scoring', 'score_feed', 'uses_ray', 'scoring_engine', 'scored_inputs', 'score_job', 'score', 'serve',
+           'print_frame', 'run_in_turn', 'run_on_cluster', 'run_points', 'print_swept', 'sweep', 'ask_key',
+           'enough_labels', 'tell_fine_tuning', 'bar', 'adapted_table', 'adapt', 'publish', 'demo', 'main']
 
 # %% ../../nbs/app/cli.ipynb #0657f4a7
 import csv
@@ -23,6 +23,7 @@ import os
 import sys
 import time
 from contextlib import contextmanager
+from decimal import ROUND_CEILING, Decimal
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -471,6 +472,8 @@ def print_summary(found:dict): # `found`: of `classify_document`
     "Print the shares of the labels in a document, and its strongest sentences."
     shares = [f"{share:.0%} {label}" for label, share in found["shares"].items()]
     typer.echo(f"{', '.join(shares)} (sentences: {len(found['sentences'])})")
+    if found["truncated"]:
+        typer.echo(f"sentences longer than the model reads: {found['truncated']}")
     if any(found["strongest"].values()):
         print_table(strongest_table(found["strongest"]))
 
@@ -509,23 +512,40 @@ def classify(
 # %% ../../nbs/app/cli.ipynb #3044f6b1
 LISTED = ("name", "bytes", "licence", "here", "elsewhere", "worst", "worst_set")
 
+def rounded_up(
+    value:float # a threshold
+) -> Decimal: # with four decimals, never below the value
+    "A threshold for people, which allows no more than the exact one."
+    return Decimal(value).quantize(Decimal("0.0001"), ROUND_CEILING)
+
 def thresholds_text(
-    thresholds:dict[str, float] # share of wrong answers → least confidence
+    thresholds:dict[str, float], # share of wrong answers → least confidence
+    shown=rounded_up # makes of a threshold what is printed
 ) -> str:
     "The thresholds of a packaged model."
-    return ", ".join(f"{value:.2f} ({float(share):.0%})" for share, value in thresholds.items())
+    return ", ".join(f"{shown(value)} ({100*float(share):g}%)"
+                     for share, value in thresholds.items())
 
-def listed_rows() -> list[dict]: # keys: those of `LISTED`, and min_confidence
+def cascade_text(
+    cascade:dict # small, large and min_confidence, of a packaged model's record
+) -> str:
+    "What the cascade of the packaged models is."
+    return (f"compact_cascade: {cascade['small']} answers, and {cascade['large']} where its "
+            f"confidence\nis below {cascade['min_confidence']:.4f}; it has no values of its own")
+
+def all_measured() -> list[dict]: # of `read_measured`
     "What was measured of each packaged model; `RunError` where there is none."
     found = packaged_models()
     if not found:
         raise RunError(NONE_HERE)
-    measured = [read_measured(folder) for folder in found.values()]
-    return [{column: each[column] for column in LISTED} |
-            dict(min_confidence=thresholds_text(each.get("min_confidence", {})))
-            for each in measured]
+    return [read_measured(folder) for folder in found.values()]
 
-def listed_table(rows:list[dict]) -> Table: # `rows`: of `listed_rows`
+def listed_row(measured:dict) -> dict: # keys: those of `LISTED`, and min_confidence
+    "What a program reads of a packaged model."
+    exact = thresholds_text(measured.get("min_confidence", {}), shown=repr)
+    return {column: measured[column] for column in LISTED} | dict(min_confidence=exact)
+
+def listed_table(rows:list[dict]) -> Table: # `rows`: of `all_measured`
     "The packaged models for the terminal."
     table = Table("model", "MB", "licence", "macro-F1\nhere", "macro-F1\nelsewhere", "worst set")
     for row in rows:
@@ -539,13 +559,18 @@ def listed_table(rows:list[dict]) -> Table: # `rows`: of `listed_rows`
 @app.command()
 def models(as_csv: AsCsv = False):
     "List the models that come with the package: size, licence, scores here and elsewhere."
-    rows = listed_rows()
+    found = all_measured()
     if as_csv:
-        return print_csv([*LISTED, "min_confidence"], rows)
-    print_table(listed_table(rows))
-    typer.echo("Values of --min-confidence, and the wrong answers that they allow:")
-    for row in rows:
-        typer.echo(f"{row['name']}: {row['min_confidence'] or 'not known'}")
+        return print_csv([*LISTED, "min_confidence"], map(listed_row, found))
+    print_table(listed_table(found))
+    typer.echo("Values of --min-confidence, and the wrong answers that they allow\n"
+               "(conformal risk control, on text like the foreign validation sets):")
+    for each in found:
+        values = thresholds_text(each.get("min_confidence", {}))
+        typer.echo(f"{each['name']}: {values or 'not known'}")
+    cascade = found[0].get("cascade")
+    if cascade:
+        typer.echo(cascade_text(cascade))
 
 # %% ../../nbs/app/cli.ipynb #fbb457e2
 def scoring_text(done:int, rows:int|None, rate:float) -> str: # `rate`: rows a second
@@ -819,6 +844,11 @@ def enough_labels(file:Path, model:str) -> bool:
                "with some of each label: the same command goes on")
     return False
 
+def tell_fine_tuning(sentences:int):
+    "Say that what comes next takes long."
+    typer.echo(f"fine-tuning all layers on {sentences:,} sentences takes minutes; "
+               "--no-fine-tune leaves it out", err=True)
+
 def bar(value:float, width:int=30) -> str: # `value`: in [0, 1]
     "A bar of the terminal."
     return "█"*round(value*width)
@@ -841,6 +871,8 @@ def adapt(
     model: Model = DEFAULT_MODEL,
     label: Annotated[bool, typer.Option(
         "--label", help="First ask for labels of rows without one, until 50 are there.")] = False,
+    fine_tune: Annotated[bool, typer.Option(
+        help="Also try to fine-tune all layers, from 1,000 labels on.")] = True,
 ):
     "Adapt a model to your own labels, 50 or more; say what is gained, and write it if anything is."
     from fincompress.app.use.adapt import METHODS, check_place, need_packages, not_counted
@@ -849,7 +881,7 @@ def adapt(
     check_place(out)
     if label and not enough_labels(file, model):
         return
-    found = adapt_model(file, out, model)
+    found = adapt_model(file, out, model, fine_tune=fine_tune, begun=tell_fine_tuning)
     given = found.labelled
     typer.echo(f"labelled sentences: {len(given.labels)} (left out: {not_counted(given)})")
     print_table(adapted_table(found.scores))

@@ -20,9 +20,9 @@ from fincompress.app.deploy.export import (
     checked_place,
     checkpoint_of,
     export,
-    put_in_place,
     validation_split,
 )
+from ..places import put_in_place
 from ...lib.measure.metrics import agreement, predicted, scores
 from ...lib.model.encoder_config import from_bert_config, from_bert_names, to_bert_config
 from ...lib.onnx.runtime import OnnxModel

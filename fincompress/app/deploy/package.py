@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGED_SEED', 'BACKBONE', 'LICENCE', 'LARGEST', 'TITLES', 'check_finished', 'check_recipe', 'checked_sources',
-           'checked_model', 'scores_of', 'thresholds_of', 'cascade_of', 'measured_facts', 'notice', 'bytes_below',
-           'write_measured', 'write_packaged', 'check_models_folder', 'package_models']
+           'checked_model', 'scores_of', 'cascade_of', 'measured_facts', 'notice', 'bytes_below', 'write_measured',
+           'write_packaged', 'check_models_folder', 'package_models']
 
 # %% ../../../nbs/app/deploy/package.ipynb #45df007e
 import shutil
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from .card import measured_by, model_card, used_sources
-from .export import put_in_place
+from .card import measured_by, model_card, thresholds_of, used_sources
 from ..licences import is_permissive
+from ..places import put_in_place
 from ..results import backbone_of, is_finished, stage_records, stages_of
 from ..templates import render, template_source
 from ..use.classifier import MODEL_FILES
@@ -108,18 +108,6 @@ def scores_of(
                        "or on a foreign test set: give the foreign sets to 00_data, and run again")
     return {column: float(found[column]) for column in columns} | dict(worst_set=found.worst_set)
 
-def thresholds_of(
-    run_dir,
-    name:str # of a model
-) -> dict: # target error rate, as text → least confidence; without targets that cannot be kept
-    "The thresholds of conformal risk control that 11_trust fitted; {} in a run without it."
-    file = Path(run_dir)/"results/doubt.csv"
-    if not file.is_file():
-        return {}
-    table = pd.read_csv(file)
-    own = table[(table.model == name) & (table.threshold <= 1)].drop_duplicates("target")
-    return {str(row.target): float(row.threshold) for row in own.itertuples()}
-
 def cascade_of(run_dir) -> dict: # small, large, min_confidence; {} in a run without 11_trust
     "The cascade that 11_trust found."
     file = Path(run_dir)/"results/cascade.csv"
@@ -148,8 +136,8 @@ def measured_facts(
 # %% ../../../nbs/app/deploy/package.ipynb #7da0aa26
 LARGEST = { # bytes of all files of the folder
     "compact_wide": 12_800_000,
-    "compact_narrow": 4_900_000,
-    "compact_tiny": 2_500_000,
+    "compact_narrow": 3_800_000,
+    "compact_tiny": 1_800_000,
 }
 TITLES = { # sources by their own names
     "grammar": "sentences of this project's own grammar",

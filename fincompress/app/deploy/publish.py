@@ -11,8 +11,8 @@ import importlib.metadata
 from contextlib import contextmanager
 from pathlib import Path
 
-from .export import put_in_place
 from .hub_folder import check_hub_name, write_published
+from ..places import put_in_place
 from ..templates import render
 from ...lib.run.checkpoint import INFO
 from ...lib.run.files import RunError, files_below, write_json, write_text

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ADAPT_PACKAGES', 'METHODS', 'LEAST_FINE_TUNED', 'TUNING_PACKAGES', 'need_packages', 'read_strings', 'read_csv_rows',
-           'check_rows', 'Labelled', 'not_counted', 'labelled_rows', 'read_labelled', 'rename', 'drop_unused', 'fold',
-           'answers_of', 'can_fine_tune', 'tuned_answers', 'new_content', 'adapted_from', 'further_files',
-           'check_place', 'check_original', 'Outcome', 'card', 'write_adapted', 'check_labelled', 'adapt']
+           'check_rows', 'Labelled', 'not_counted', 'single_blanks', 'labelled_rows', 'read_labelled', 'rename',
+           'drop_unused', 'fold', 'answers_of', 'can_fine_tune', 'tuned_answers', 'new_content', 'adapted_from',
+           'further_files', 'check_place', 'check_original', 'Outcome', 'card', 'write_adapted', 'check_labelled',
+           'adapt']
 
 # %% ../../../nbs/app/use/adapt.ipynb #5255b3d9
 import importlib.util
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..extras import need_extra
+from ..places import put_in_place
 from .classifier import model_folder
 from ...lib.onnx.runtime import OnnxModel
 from ...lib.run.checkpoint import CARD, INFO, LABELS, read_info, save_checkpoint
@@ -21,7 +23,6 @@ from fincompress.lib.run.files import (
     RunError,
     file_digest,
     files_below,
-    make_folder,
     read_json,
     write_text,
 )
@@ -82,12 +83,18 @@ def not_counted(labelled:Labelled) -> str:
     "Which rows do not count."
     return f"{labelled.copies} copies, {labelled.contradictory} rows with contradictory labels"
 
+def single_blanks(
+    texts # a Series of strings
+): # a Series of strings
+    "Texts whose words have one blank between them; those that are then equal are one sentence."
+    return texts.str.split().str.join(" ")
+
 def labelled_rows(
     table # of `read_csv_rows`, checked by `check_rows`
 ) -> Labelled:
     "The labelled sentences of a table."
     table = table[table.label != ""]
-    table = table.assign(label=table.label.str.lower(), text=table.text.str.split().str.join(" "))
+    table = table.assign(label=table.label.str.lower(), text=single_blanks(table.text))
     clear = table.groupby("text").label.transform("nunique") == 1
     once = table[clear].drop_duplicates("text")
     return Labelled([*once.text], [LABELS.index(label) for label in once.label],
@@ -174,15 +181,18 @@ def can_fine_tune(
 
 def tuned_answers(
     model, # an `OnnxModel`
-    labelled:Labelled
+    labelled:Labelled,
+    begun=lambda sentences: None # called before the training
 ) -> dict: # {} where fine-tuning is not possible
     "The answers of fine-tuned models on unseen folds."
     if not can_fine_tune(model.folder, len(labelled.labels)):
         return {}
+    begun(len(labelled.labels))
     from fincompress.app.use.finetune import fine_tuned_answers, restored_encoder
     ids, _ = model.tokenise(labelled.texts)
+    config = read_json(model.folder/"config.json")
     encoder = restored_encoder(model.folder)
-    return dict(fine_tuned=fine_tuned_answers(encoder, ids, labelled.labels))
+    return dict(fine_tuned=fine_tuned_answers(encoder, ids, labelled.labels, config))
 
 def new_content(
     model, # an `OnnxModel`
@@ -271,14 +281,16 @@ def write_adapted(
     whole = outcome.scores.loc["macro_f1"]
     others = ("tokenizer.json", "LICENSE", "NOTICE")
     files = {each: (source/each).read_bytes() for each in others if (source/each).is_file()}
-    make_folder(outcome.folder)
-    save_checkpoint(
-        outcome.folder, None, config, technique=f"{info['technique']}, adapted to own labels",
-        num_parameters=info["num_parameters"], hyperparameters=info["hyperparameters"],
-        metrics=dict(own_macro_f1_before=whole.before, own_macro_f1=whole.after),
-        inputs={Path(file).name: file_digest(file), f"{name}/{INFO}": file_digest(source/INFO)},
-        files=files | {"model.onnx": content})
-    write_text(outcome.folder/CARD, card(name, outcome))
+    text = card(name, outcome)
+    with put_in_place(outcome.folder) as new:
+        save_checkpoint(
+            new, None, config, technique=f"{info['technique']}, adapted to own labels",
+            num_parameters=info["num_parameters"], hyperparameters=info["hyperparameters"],
+            metrics=dict(own_macro_f1_before=whole.before, own_macro_f1=whole.after),
+            inputs={Path(file).name: file_digest(file),
+                    f"{name}/{INFO}": file_digest(source/INFO)},
+            files=files | {"model.onnx": content})
+        write_text(new/CARD, text)
 
 def check_labelled(labelled:Labelled, file):
     "`RunError` where a file has too few labels, with what was left out of it."
@@ -295,7 +307,9 @@ def adapt(
     file, # CSV with the columns text and label
     out, # folder of the adapted model
     model, # a packaged model's name, an exported folder, or a name on the Hub
-    seed:int=42 # of the folds
+    seed:int=42, # of the folds
+    fine_tune:bool=True, # where it is possible
+    begun=lambda sentences: None # called before fine-tuning, which takes minutes
 ) -> Outcome:
     "Adapt a model to own labels, if that makes it better."
     need_packages()
@@ -307,7 +321,7 @@ def adapt(
     opened = OnnxModel(model_folder(model))
     check_original(opened.folder)
     logits, features = answers_of(opened, labelled.texts)
-    others = tuned_answers(opened, labelled)
+    others = tuned_answers(opened, labelled, begun) if fine_tune else {}
     found = adapt_to(labelled.labels, logits, features, seed, others)
     gained = found.method != "none"
     outcome = Outcome(labelled, found.method, adaptation_table(labelled.labels, found),

@@ -161,7 +161,7 @@ class Classifier:
 
     def document(self,
         text:str # of any length up to a thousand pages
-    ) -> dict: # keys: sentences, shares, strongest
+    ) -> dict: # keys: sentences, shares, strongest, truncated
         "Classify a long text sentence by sentence; see `classify_document`."
         from fincompress.app.use.document import classify_document
         return classify_document(self, text)

@@ -111,7 +111,7 @@ def classify_document(
     classify, # a `Classifier`
     text:str,
     count:int=3 # of the strongest sentences, by label
-) -> dict: # keys: sentences; shares (label → share of them); strongest (label → sentences)
+) -> dict: # sentences; shares (label → share of them); strongest (label → sentences); truncated
     """Classify the sentences of a document.
 
     A sentence has the keys of the classifier's answers, and text, number (from 1), start, end."""
@@ -125,7 +125,8 @@ def classify_document(
     shares = {label: given.count(label)/len(given) for label in labels}
     polar = [label for label in classify.model.labels if label != "neutral"]
     return dict(sentences=answers, shares=shares,
-                strongest={label: strongest(answers, label, count) for label in polar})
+                strongest={label: strongest(answers, label, count) for label in polar},
+                truncated=sum(answer["truncated"] for answer in answers))
 
 # %% ../../../nbs/app/use/document.ipynb #7d396f30
 def read_document(

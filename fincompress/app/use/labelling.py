@@ -11,7 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .adapt import Labelled, check_rows, labelled_rows, read_csv_rows
+from fincompress.app.use.adapt import (
+    Labelled,
+    check_rows,
+    labelled_rows,
+    read_csv_rows,
+    single_blanks,
+)
 from ...lib.measure.adapt import LEAST_OF_A_LABEL
 from ...lib.run.checkpoint import LABELS
 from ...lib.run.files import write_csv
@@ -50,8 +56,9 @@ def open_rows(
     classify # a `Classifier`
 ) -> list[int]: # row numbers
     "The rows whose text has no label, each text once, the most informative first."
-    known = table.text[table.label != ""]
-    rows = [*np.flatnonzero(~table.text.isin(known) & ~table.text.duplicated())]
+    texts = single_blanks(table.text)
+    known = texts[table.label != ""]
+    rows = [*np.flatnonzero(~texts.isin(known) & ~texts.duplicated())]
     answers = classify([*table.text.iloc[rows]])
     order = informative([[*answer["scores"].values()] for answer in answers]) if rows else []
     return [int(rows[i]) for i in order]

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import log_softmax
-from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
-from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, StratifiedShuffleSplit
 
 from .metrics import CLASSES, mcnemar, predicted, scores
 from ..run.checkpoint import LABELS
@@ -76,9 +76,9 @@ def fit_last_layer(
     labels # true classes [n], each class at least five times
 ) -> LinearMap:
     "A linear probe (Alain & Bengio 2016): a new last layer on the states as they are."
-    settings = dict(Cs=PENALTIES, cv=5, scoring="neg_log_loss", max_iter=1000, l1_ratios=(0,),
-                    use_legacy_attributes=False)
-    found = LogisticRegressionCV(**settings).fit(np.asarray(states, float), labels)
+    search = GridSearchCV(LogisticRegression(max_iter=1000), dict(C=PENALTIES), cv=5,
+                          scoring="neg_log_loss")
+    found = search.fit(np.asarray(states, float), labels).best_estimator_
     return linear_map(found.coef_.T, found.intercept_)
 
 # %% ../../../nbs/lib/measure/adapt.ipynb #586afa99
