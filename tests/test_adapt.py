@@ -114,7 +114,6 @@ def test_the_judged_model_is_that_of_the_file(encoder, finetune, monkeypatch):
                                          read_json(encoder/"config.json"))
     answers = np.array([run_padded(session, ids) for session in sessions])
     differences = abs(answers - judged).max(2).min(0)
-    print(differences.max(), np.median(differences), judged.std())
     assert len(sessions) == 5 and np.median(differences) < 1e-3*judged.std()
 
 

@@ -80,7 +80,7 @@ def common_format(files:list[Path]) -> str:
 # %% ../../../nbs/app/scale/inputs.ipynb #3b8cca7d
 TEXT = "text" # the column of lines
 NO_SEPARATOR = "\x01" # a control character
-BLOCK_MIB = 4 # that are parsed at a time; no line and no row of CSV may be longer
+BLOCK_MIB = 2 # that are parsed at a time; no line and no row of CSV may be longer
 
 def text_options(
     format:str, # "csv", or else lines
