@@ -10,6 +10,7 @@ __all__ = ['NO_RUN', 'EXAMPLE', 'FIGURE', 'FIGURE_WORDS', 'CLAIMS', 'pipe_table'
 # %% ../../../nbs/app/pages/readme.ipynb #ef3d5527
 import os
 import re
+import textwrap
 from pathlib import Path
 
 import nbformat
@@ -107,7 +108,8 @@ def weakness_line(run_dir) -> str: # `run_dir`: of the packaged models
     "A line of a list: which kinds of pairs the packaged model does not pass often."
     table = pd.read_csv(Path(run_dir)/"results/behaviour.csv")
     words = weak_in_words(table, DEFAULT_MODEL)
-    return f"- Of [pairs of sentences with one change](nbs/lib/behaviour/pairs.ipynb), {words}"
+    line = f"- Of [pairs of sentences with one change](nbs/lib/behaviour/pairs.ipynb), {words}"
+    return textwrap.fill(line, width=100, subsequent_indent="  ", break_on_hyphens=False)
 
 def run_details(run_dir) -> str: # Markdown
     "The study's variants, its claims, what seeds gave, the floor, and the notes."
