@@ -8,6 +8,7 @@ __all__ = ['SETTINGS', 'TUNING_FOLDS', 'OUTLIERS', 'RANGE_SHARE', 'CALIBRATING',
 
 # %% ../../../nbs/app/use/finetune.ipynb #948d47cf
 import copy
+import math
 
 import numpy as np
 import torch
@@ -123,7 +124,8 @@ def rounded_again(
     "A fine-tuned model as its file will have it."
     word_bits = 8 # of an int8 model
     if config["precision"] == "int8":
-        some = Sentences(token_ids[::-(-len(token_ids)//CALIBRATING)])
+        step = math.ceil(len(token_ids)/CALIBRATING)
+        some = Sentences(token_ids[::step])
         divisors = input_divisors(model, some, **OUTLIERS)
         model = fix_ranges(quantize(model, input_divisors=divisors), some, RANGE_SHARE)
         word_bits = config.get("word_bits", word_bits)

@@ -331,6 +331,8 @@ def first_answer_seconds(
     "The time from an imported `Classifier` to a model's first label."
     job = json.dumps(dict(folder=str(folder), text=text))
     command = [sys.executable, "-c", FIRST_ANSWER]
-    runs = [subprocess.run(command, input=job, capture_output=True, text=True, check=True)
-            for _ in range(processes)]
-    return float(np.median([float(run.stdout) for run in runs]))
+    seconds = []
+    for _ in range(processes):
+        done = subprocess.run(command, input=job, capture_output=True, text=True, check=True)
+        seconds.append(float(done.stdout))
+    return float(np.median(seconds))
