@@ -182,17 +182,27 @@ def ask(page, text):
 # The same answers
 
 
+def lead(answer):
+    "By how much the most probable label leads the next."
+    *_, second, best = sorted(answer["scores"].values())
+    return best - second
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_page_answers_as_the_package_does(page, texts, name):
     # a lone half of a character cannot travel to the browser: the next test has it
     whole = [text for text in texts if "\ud800" not in text]
     classify = Classifier(name, threads=1)
     native = [classify(text) for text in whole]
-    found = difference_row(native, answers_in(page, name, whole))
-    assert found["sentences"] == len(whole) > 490
-    assert found["same_label"] == found["same_cut"] == len(whole)
+    in_page = answers_in(page, name, whole)
+    found = difference_row(native, in_page)
+    assert found["sentences"] == found["same_cut"] == len(whole) > 490
     assert found["close"] >= 0.99*len(whole)
     assert found["largest_difference"] < 0.05
+    # processors round differently, which may decide between two labels that are nearly equal
+    moved = [one for one, other in zip(native, in_page) if one["label"] != other["label"]]
+    assert len(moved) <= 0.01*len(whole)
+    assert all(lead(answer) <= 2*CLOSE for answer in moved)
 
 
 def test_what_is_read_of_a_text(page):
