@@ -7,7 +7,7 @@ __all__ = ['FILE_STEPS', 'Recipe', 'recipe_of', 'check_start', 'student_from_lay
            'follow_model', 'mean_answers', 'Altered', 'vary', 'variations', 'passages', 'split_with', 'Pool',
            'make_pool', 'compact_student', 'mean_over_sets', 'with_pieces', 'vocabulary_cost', 'largest_inputs',
            'input_divisors', 'step_row', 'float_row', 'file_row', 'allowed_bits', 'save_rounded', 'export_compact',
-           'ablation_plan', 'ablation_row']
+           'ablation_plan', 'ablation_row', 'lost_in_words']
 
 # %% ../nbs/09_compact.ipynb #f69fa94f
 import copy
@@ -489,3 +489,13 @@ def ablation_row(
     return dict(step=step, sentences=count, training_steps=len(history)*batches,
                 val_macro_f1=kept.val_macro_f1, foreign_val_macro_f1=foreign,
                 val_loss=kept.val_loss, seconds=history.seconds.sum())
+
+def lost_in_words(
+    table:pd.DataFrame # rows of `ablation_row`
+) -> str: # "": the run has no foreign validation sentences, or no such step
+    "The steps after which the score on foreign validation is lower than before."
+    gains = table.foreign_val_macro_f1.diff()
+    lost = [f"{step} ({gain:+.3f})" for step, gain in zip(table.step, gains) if gain < 0]
+    if not lost:
+        return ""
+    return f"On foreign validation, these rows score less than the row above: {', '.join(lost)}."

@@ -121,12 +121,13 @@ def doubt_table(
     logits:dict, # model → its logits on all sentences [n, 3]
     table:pd.DataFrame, # of `all_sentences`
     targets # allowed shares of wrong answers among all sentences
-) -> pd.DataFrame: # model, target, threshold, fitted_on, set, role, columns of `doubt_row`
-    "Thresholds for target error rates, and what they keep here and elsewhere."
+) -> pd.DataFrame: # model, target, threshold, fitted_on, set, role, known, those of `doubt_row`
+    "Thresholds for target error rates, and what they keep; *known* sources are in the fit."
     labels = table.label.to_numpy()
     has_foreign = (table.role == FOREIGN_VALIDATION).any()
     fitted_on = FOREIGN_VALIDATION if has_foreign else VALIDATION
     fitting = table.role == fitted_on
+    known = {*table.source[fitting]} if has_foreign else {OWN_TEST}
     rows = []
     for model, each in logits.items():
         for target in targets:
@@ -134,7 +135,7 @@ def doubt_table(
             shared = dict(model=model, target=target, threshold=threshold, fitted_on=fitted_on)
             for name, role, part in sets_of(table, *TESTS):
                 kept = doubt_row(labels[part], each[part], threshold)
-                rows.append(dict(**shared, set=name, role=role, **kept))
+                rows.append(dict(**shared, set=name, role=role, known=name in known, **kept))
     return pd.DataFrame(rows)
 
 # %% ../nbs/11_trust.ipynb #1c33c0fb

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMPACT', 'DEPLOYABLE', 'bert_variants', 'teacher_int8_variant', 'quality_columns', 'packaged_inputs',
-           'packaged_variants', 'judged_everywhere']
+           'packaged_variants', 'mean_variant', 'judged_everywhere']
 
 # %% ../nbs/10_world.ipynb #f4137974
 from dataclasses import replace
@@ -26,7 +26,7 @@ from fincompress.lib.onnx.alternatives import (
     plain_onnx_variant,
     pytorch_variant,
 )
-from .lib.onnx.packaged import read_measured
+from .lib.onnx.packaged import packaged_variant, read_measured
 from .lib.run.files import file_digest
 
 # %% ../nbs/10_world.ipynb #b7cd5b13
@@ -100,7 +100,7 @@ def packaged_inputs(
     for name, folder in models.items():
         for file in read_measured(folder)["digests"]:
             stage.inputs[f"fincompress/models/{name}/{file}"] = file_digest(folder/file)
-        found[name.replace("compact", "packaged")] = folder
+        found[packaged_variant(name)] = folder
     return found
 
 def packaged_variants(
@@ -109,6 +109,17 @@ def packaged_variants(
 ) -> list[Variant]:
     "The packaged models under their own names, in the form in which they are deployed."
     return [replace(onnx_variant(folder, threads), name=name) for name, folder in folders.items()]
+
+def mean_variant(
+    name:str,
+    variants # with the same word pieces
+) -> Variant:
+    "Several models as one, whose logits are the mean of theirs."
+    def compute(pieces, pad_to):
+        return np.mean([each.compute(pieces, pad_to) for each in variants], axis=0)
+
+    size = sum(each.size_bytes for each in variants)
+    return replace(variants[0], name=name, compute=compute, batched=None, size_bytes=size)
 
 def judged_everywhere(
     variants, # trained ones

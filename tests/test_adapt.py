@@ -14,8 +14,9 @@ from onnx import TensorProto
 from tokenizers import Tokenizer
 
 from fincompress import Classifier
-from fincompress.app.use.adapt import Labelled, adapt, read_labelled
+from fincompress.app.use.adapt import Labelled, adapt, answers_of, read_labelled
 from fincompress.app.use.classifier import softmax
+from fincompress.lib.measure.adapt import fit_last_layer
 from fincompress.lib.onnx.graph import Graph
 from fincompress.lib.onnx.runtime import OnnxModel, open_session, run_padded
 from fincompress.lib.onnx.word_model import save_word_model, word_tokenizer
@@ -52,8 +53,11 @@ def place(tmp_path, monkeypatch):
 # What is written
 
 
-@pytest.fixture
-def encoder(place, request):
+def save_random_encoder(
+    folder,
+    bits, # of a word embedding: 32, 8 or 4
+    scale=1 # of the random matrices: the larger, the more its states differ between words
+):
     "An encoder with random weights that knows the words, as a file."
     from fincompress.lib.examples import toy_tokenizer
     from fincompress.lib.model.encoder_config import EncoderConfig
@@ -65,11 +69,19 @@ def encoder(place, request):
                                 intermediate_size=64)
     torch.manual_seed(0)
     model = SentimentEncoder(config).eval()
-    if request.param != 32:
+    for part in model.modules():
+        if isinstance(part, torch.nn.Linear):
+            part.weight.data *= scale
+    if bits != 32:
         model = quantize(model)
-    return save_onnx(model, place/"encoder", toy_tokenizer(words), words, [1]*len(words), 16,
-                     word_bits=min(request.param, 8), technique="toy", hyperparameters={},
-                     inputs={})
+    return save_onnx(model, folder, toy_tokenizer(words), words, [1]*len(words), 16,
+                     word_bits=min(bits, 8), technique="toy", hyperparameters={}, inputs={})
+
+
+@pytest.fixture
+def encoder(place, request):
+    "A random encoder beside the labelled sentences."
+    return save_random_encoder(place/"encoder", request.param)
 
 
 @pytest.fixture
@@ -126,6 +138,22 @@ def test_fine_tuning_is_announced_and_can_be_left_out(encoder, finetune, fincomp
     result = fincompress(*words)
     assert result.code == 0 and said in result.err
     assert "the change: all layers, fine-tuned" in result.out
+
+
+@pytest.mark.parametrize("bits", [8, 4]) # of a word embedding
+def test_a_new_last_layer_of_an_int8_encoder(place, monkeypatch, bits):
+    "The file gives the fitted layer's answers to what the old classifier read."
+    monkeypatch.setattr("fincompress.lib.measure.adapt.best_method", lambda *_: "last_layer")
+    save_random_encoder(place/"encoder", bits, scale=8)
+    words = {"rose": "positive", "fell": "negative", "news": "neutral"}
+    outcome = adapt(write("many.csv", rows(300, words)), "own", "encoder", fine_tune=False)
+    assert outcome.method == "last_layer"
+    texts = outcome.labelled.texts
+    _, states = answers_of(OnnxModel(place/"encoder", threads=1), texts)
+    expected = fit_last_layer(states, outcome.labelled.labels)(states)
+    found, _ = answers_of(OnnxModel(place/"own", threads=1), texts)
+    assert (found.argmax(1) == expected.argmax(1)).all() and {*found.argmax(1)} == {0, 1, 2}
+    assert np.allclose(found, expected, atol=1e-3)
 
 
 def save_feature_model(folder):
@@ -212,7 +240,8 @@ def test_what_an_adapted_folder_says_of_itself(place):
         *read_json("mine/checkpoint_info.json")["inputs"]}
     card = Path("mine/README.md").read_text()
     assert "`words`, adapted to 120 labelled sentences" in card
-    assert "| macro_f1 | 0.500 | 1.000 |" in card
+    assert "| macro-F1 | 0.500 | 1.000 |" in card
+    assert "| F1 negative |" in card and "accuracy" not in card
     assert str(place) not in card
 
 
@@ -514,3 +543,14 @@ def test_a_sentence_is_asked_for_once(fincompress, place, asked):
     texts = asked()
     assert fincompress(*LABEL).code == 0
     assert texts == ["rose"]
+
+
+def test_a_users_file_keeps_its_blanks(fincompress, place, asked):
+    "They are left out where a text is shown, and where texts and labels are compared."
+    write("plain.csv", [("  rose today ", ""), ("fell ", " Negative "), (" fell", "")])
+    texts = asked()
+    assert fincompress(*LABEL).code == 0
+    assert texts == ["rose today"]
+    table, _ = labels()
+    assert table.text.tolist() == ["  rose today ", "fell ", " fell"]
+    assert table.label.tolist() == ["positive", " Negative ", ""]

@@ -315,7 +315,7 @@ def test_the_command_refuses_what_is_not_a_sentence(folder, words, given, said):
 def test_the_command_refuses_a_model_as_its_first_word(folder, tmp_path):
     "The form of earlier versions, whose first word would be read as a sentence."
     cases = {str(folder): str(folder), "compact_tiny": "compact_tiny",
-             "student_narrow_int8": "compact_narrow"}
+             "compact_cascade": "compact_cascade", "student_narrow_int8": "compact_narrow"}
     for first, model in cases.items():
         result = command(first, "Sales rose")
         said = " ".join(result.stderr.decode().split())

@@ -234,6 +234,20 @@ def test_compare_names_a_damaged_file(project, two_runs):
     assert "b/results/benchmark_results.csv is damaged ('test_macro_f1')" in result.stderr
 
 
+@pytest.mark.parametrize("given, said", [
+    ("p\nn\n", "no sentence without a label is left, so add more"),
+    ("p\ns\n", "the same command goes on"),
+    ("p\n", "the same command goes on"),
+])
+def test_too_few_labels_say_what_comes_next(fincompress, tmp_path, given, said):
+    "The same command goes on where a sentence is left without a label, and nowhere else."
+    save_word_model(tmp_path/"words", {"fell": (2, 0, 0), "rose": (0, 0, 2)})
+    (tmp_path/"mine.csv").write_text("text\nSales rose\nSales fell\n")
+    words = ("--label", "--model", tmp_path/"words", "--out", tmp_path/"adapted")
+    result = fincompress("adapt", tmp_path/"mine.csv", *words, given=given)
+    assert result.code == 0 and result.out.endswith(f"with some of each label: {said}\n")
+
+
 # Packaged models
 
 

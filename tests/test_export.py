@@ -15,6 +15,7 @@ import yaml
 from transformers import pipeline
 
 from fincompress import Classifier
+from fincompress.app.cli import rounded_up
 from fincompress.app.deploy.export import export
 from fincompress.app.places import swap_folders
 from fincompress.benchmark import open_variant
@@ -274,7 +275,8 @@ def test_the_card_says_what_the_run_says(run, exported):
     card = card_of(exported["student_vanilla_kd"])
     for told in TOLD:
         assert told in card, told
-    for untold in ("FiQA", str(run.parent), "synthetic", "does not beat", "{{", "None"):
+    for untold in ("FiQA", str(run.parent), "synthetic", "does not beat", "{{", "None",
+                   "trainings of it"):
         assert untold not in card, untold
     int8 = card_of(exported["student_ptq"])
     assert "does not beat a linear model" in int8
@@ -449,12 +451,17 @@ SETS = [
 COLUMNS = ["set", "role", "sentences", "macro_f1", "macro_f1_low", "macro_f1_high", "direction"]
 
 
+def write_record(run, stage, variant):
+    "A stage has read a checkpoint as it is."
+    files = read_info(run/"checkpoints"/variant)["files"]
+    inputs = {f"checkpoints/{variant}/{name}": value for name, value in files.items()}
+    write_json(run/f"stages/{stage}.json", dict(inputs=inputs, summary={}))
+
+
 def measured_elsewhere(run, variant):
-    "10_world has judged a checkpoint as it is."
+    "10_world has judged a checkpoint."
     write_csv(run/"results/world.csv", pd.DataFrame(SETS, columns=COLUMNS).assign(model=variant))
-    inputs = {f"checkpoints/{variant}/{name}": value
-              for name, value in read_info(run/"checkpoints"/variant)["files"].items()}
-    write_json(run/"stages/10_world.json", dict(inputs=inputs, summary={}))
+    write_record(run, "10_world", variant)
 
 
 def test_the_card_has_both_numbers(copied, tmp_path):
@@ -468,6 +475,20 @@ def test_the_card_has_both_numbers(copied, tmp_path):
     results = front_matter(folder)["model-index"][0]["results"]
     assert {"finentity", "phrasebank"} <= {result["dataset"]["name"] for result in results}
     assert "elsewhere" in card_of(export(copied, "student_ptq", "onnx", tmp_path/"other"))
+
+
+THRESHOLDS = {0.025: 1., 0.05: 0.9851858273461719, 0.1: 0.8125} # share of wrong answers → value
+
+
+def test_thresholds_are_rounded_up_as_the_command_does(copied, tmp_path):
+    "A value below the exact one would allow more wrong answers."
+    table = pd.DataFrame(dict(target=[*THRESHOLDS], threshold=[*THRESHOLDS.values()]))
+    write_csv(copied/"results/doubt.csv", table.assign(model="teacher"))
+    write_record(copied, "11_trust", "teacher")
+    card = card_of(export(copied, "teacher", "onnx", tmp_path/"made"))
+    for target, value in THRESHOLDS.items():
+        assert f"| {100*target:g}% | {rounded_up(value)} |" in card
+    assert "those of the validation split,\non which they were fitted" in card
 
 
 def test_numbers_from_elsewhere_of_another_checkpoint_are_left_out(copied, tmp_path):

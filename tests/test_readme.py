@@ -17,7 +17,13 @@ from fincompress.app.pages.readme import (
     write_readme,
 )
 from fincompress.lib.model.registry import display_name
-from fincompress.lib.onnx.packaged import DEFAULT_MODEL, MODELS, packaged_models
+from fincompress.lib.onnx.packaged import (
+    DEFAULT_MODEL,
+    MODELS,
+    packaged_models,
+    packaged_variant,
+    read_measured,
+)
 from fincompress.lib.onnx.word_model import save_word_model
 from fincompress.lib.run.files import write_csv, write_json, write_text
 from fincompress.lib.run.source import project_root
@@ -216,3 +222,37 @@ def test_the_comparison_has_both_numbers(run):
     worst = display_name("twitter")
     assert f"| 0.800 (0.700 to 0.900) | 0.550 (0.500, {worst}) |" in headline
     assert "mean macro-F1 over " in headline
+
+
+# The packaged models
+
+
+with_packaged = pytest.mark.skipif(not packaged_models(), reason="no packaged models are here yet")
+
+
+def packaged_numbers(text) -> dict[str, list[str]]:
+    "The cells here and elsewhere of each row about a packaged model."
+    lines = re.findall(r"^\| \**(Packaged, \w+)\** \| (.+) \|$", text, re.M)
+    return {name: cells.split(" | ")[3:5] for name, cells in lines}
+
+
+@with_packaged
+def test_a_packaged_model_has_the_same_two_numbers_in_both_tables(generated):
+    first, rest = generated.split("\n## ", 1)
+    assert len(packaged_numbers(first)) == len(MODELS)
+    assert packaged_numbers(first) == packaged_numbers(rest)
+
+
+@with_packaged
+def test_the_ratio_of_the_default_model_is_in_its_range(generated):
+    note = " ".join(generated.split("\n## ")[0].split())
+    found = re.search(r"\*\*(.+?)\*\* single rounds gave ([\d,]+) to ([\d,]+)\.", note)
+    low, high = (int(number.replace(",", "")) for number in found.groups()[1:])
+    ratio = read_measured(packaged_models()[DEFAULT_MODEL])["times_faster"]
+    assert low <= round(ratio) <= high
+
+
+@with_packaged
+def test_the_known_limit_is_about_the_packaged_model(generated):
+    name = display_name(packaged_variant(DEFAULT_MODEL))
+    assert f"**{name}** passes" in " ".join(generated.split())

@@ -2,6 +2,7 @@
 import gzip
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -27,7 +28,7 @@ from fincompress.app.scale.inputs import BLOCK_MIB, PROBLEM, SHARD_ROWS, file_so
 from fincompress.app.scale.ray_engine import FileWriter, import_ray, jobs_on_ray, on_ray
 from fincompress.app.scale.score import score_files
 from fincompress.app.scale.shard import opened_scorer
-from fincompress.app.scale.sweep import run_sweep
+from fincompress.app.scale.sweep import lost_point, run_sweep
 from fincompress.lib.run.files import RunError
 
 MAIN = "from fincompress.app.cli import main; main()"
@@ -551,7 +552,7 @@ def test_a_cluster_runs_the_points_of_a_sweep(tmp_path, cluster):
 
     def engine(function, jobs):
         waves.append(len(jobs))
-        return jobs_on_ray(function, jobs, cluster.address)
+        return jobs_on_ray(function, jobs, lost_point, cluster.address)
 
     outcomes = run_sweep(sweep, engine)
     counts = executed(outcomes)
@@ -560,6 +561,22 @@ def test_a_cluster_runs_the_points_of_a_sweep(tmp_path, cluster):
     failed = [outcome for outcome in outcomes if outcome.error]
     assert [outcome.stage for outcome in failed] == ["08_benchmark"]*2
     assert (sweep.folder/"sweep.csv").exists()
+
+
+def test_a_job_that_fails_on_a_cluster_leaves_the_others(cluster):
+    def lost(job, error):
+        return job, str(error)
+
+    found = jobs_on_ray(math.sqrt, [4, -1, 9], lost, cluster.address)
+    assert found[0] == 2 and found[2] == 3
+    assert found[1][0] == -1 and "math domain error" in found[1][1]
+
+
+def test_the_command_scores_on_a_cluster(tmp_path, corpus, model, answers, cluster, fincompress):
+    out = tmp_path/"answers.parquet"
+    done = fincompress("score", corpus, "--out", out, "--model", model, "--engine", "ray",
+                       "--address", cluster.address)
+    assert done.code == 0 and out.read_bytes() == answers.read_bytes(), done.err
 
 
 def test_the_rates_of_a_cluster(model, cluster):

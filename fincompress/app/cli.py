@@ -14,7 +14,8 @@ __all__ = ['HELP', 'app', 'STUDY_PACKAGES', 'ProfileName', 'Values', 'RunFolder'
            'thresholds_text', 'cascade_text', 'all_measured', 'listed_row', 'listed_table', 'models', 'scoring_text',
            'told_scoring', 'score_feed', 'uses_ray', 'scoring_engine', 'scored_inputs', 'score_job', 'score', 'serve',
            'print_frame', 'run_in_turn', 'run_on_cluster', 'run_points', 'print_swept', 'sweep', 'ask_key',
-           'enough_labels', 'tell_fine_tuning', 'bar', 'adapted_table', 'adapt', 'publish', 'demo', 'main']
+           'asked_labels', 'enough_labels', 'tell_fine_tuning', 'bar', 'adapted_table', 'adapt', 'publish', 'demo',
+           'main']
 
 # %% ../../nbs/app/cli.ipynb #0657f4a7
 import csv
@@ -410,8 +411,9 @@ def refuse_model(
     given # words of the command
 ):
     "`RunError` if the first word is a model, as it was in earlier versions."
+    from fincompress.lib.model.cascade import CASCADE
     first = given[0] if given else ""
-    if first in (*MODELS, *FORMER_NAMES) or os.path.isdir(first):
+    if first in (*MODELS, CASCADE, *FORMER_NAMES) or os.path.isdir(first):
         renamed = FORMER_NAMES.get(first)
         name = renamed if renamed in MODELS else first
         raise RunError(f"{first} is a model or a folder, not a sentence: use --model "
@@ -752,11 +754,12 @@ def run_in_turn(planned) -> list: # one outcome a point
 def run_on_cluster(planned, address:str|None) -> list: # one outcome a point
     "Run a sweep on a Ray cluster; the points of a wave are named as it begins."
     from fincompress.app.scale.ray_engine import jobs_on_ray
+    from fincompress.app.scale.sweep import lost_point
 
     def engine(function, jobs):
         for job in jobs:
             typer.echo(job.title, err=True)
-        return jobs_on_ray(function, jobs, address)
+        return jobs_on_ray(function, jobs, lost_point, address)
 
     return run_sweep(planned, engine)
 
@@ -825,23 +828,42 @@ def ask_key(number:int, text:str) -> str:
         if key in keys:
             return key
 
-def enough_labels(file:Path, model:str) -> bool:
-    "Ask for labels; whether there are enough afterwards."
+def asked_labels(
+    file:Path, # CSV
+    model:str
+) -> tuple: # (a `Labelled`, whether a sentence is left without a label)
+    "Ask for labels; say what an interruption leaves."
     from fincompress.app.use.adapt import check_original
     from fincompress.app.use.classifier import Classifier, model_folder
-    from fincompress.app.use.labelling import WANTED, are_enough, ask_labels
+    from fincompress.app.use.labelling import SKIP, STOP, ask_labels
     check_original(model_folder(model))
     classifier = Classifier(model)
+    keys = set()
+
+    def ask(number, text):
+        key = ask_key(number, text)
+        keys.add(key)
+        return key
+
     try:
-        labelled = ask_labels(file, classifier, ask_key)
+        labelled = ask_labels(file, classifier, ask)
     except KeyboardInterrupt:
         typer.echo(f"\ninterrupted: the labels so far are in {file}, "
                    "and the same command goes on from there", err=True)
         raise typer.Exit(130) from None
+    return labelled, bool(keys & {SKIP, STOP})
+
+def enough_labels(file:Path, model:str) -> bool:
+    "Ask for labels; whether there are enough afterwards."
+    from fincompress.app.use.labelling import WANTED, are_enough
+    labelled, some_left = asked_labels(file, model)
     if are_enough(labelled):
         return True
+    step = "no sentence without a label is left, so add more"
+    if some_left:
+        step = "the same command goes on"
     typer.echo(f"labelled sentences in {file}: {len(labelled.labels)}\n{WANTED} are needed, "
-               "with some of each label: the same command goes on")
+               f"with some of each label: {step}")
     return False
 
 def tell_fine_tuning(sentences:int):

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['TABLES', 'WORLD', 'NUMBERS', 'NOT_MEASURED', 'HERE', 'ELSEWHERE', 'OWN_SCORE', 'COSTS', 'COMPARED', 'read_results',
            'left_out', 'stages_of', 'stage_records', 'is_finished', 'notes', 'read_world', 'own_scores',
-           'elsewhere_numbers', 'score_captions', 'read_data_card', 'foreign_sets', 'names_text', 'elsewhere_sentence',
-           'without_folders', 'backbone_of', 'training_sources', 'run_licence', 'plain', 'bold', 'number_texts',
-           'with_intervals', 'model_names', 'results_table', 'elsewhere_texts', 'model_texts', 'licence_texts',
-           'compact_rows', 'compact_table', 'scores_table', 'packaged_rows', 'product_table', 'range_texts',
-           'seeds_table', 'claims_table', 'facts_of', 'choice_sentence', 'compressed_models', 'floor_row',
-           'floor_sentence', 'machine_text', 'source_text', 'run_facts', 'stage_question', 'stage_table',
-           'compared_rows', 'compared_results']
+           'elsewhere_numbers', 'packaged_numbers', 'score_captions', 'read_data_card', 'foreign_sets', 'names_text',
+           'packaged_sentence', 'elsewhere_sentence', 'without_folders', 'backbone_of', 'training_sources',
+           'run_licence', 'plain', 'bold', 'number_texts', 'with_intervals', 'model_names', 'results_table',
+           'elsewhere_texts', 'model_texts', 'licence_texts', 'with_packaged_numbers', 'compact_rows', 'compact_table',
+           'scores_table', 'packaged_rows', 'product_table', 'range_texts', 'seeds_table', 'claims_table', 'facts_of',
+           'choice_sentence', 'compressed_models', 'floor_row', 'floor_sentence', 'machine_text', 'source_text',
+           'run_facts', 'stage_question', 'stage_table', 'compared_rows', 'compared_results']
 
 # %% ../../nbs/app/results.ipynb #ef3d5527
 import csv
@@ -100,6 +100,15 @@ def elsewhere_numbers(
     numbers.loc[others.index, "here"] = others.here
     return numbers.astype(dict.fromkeys(NUMBERS[:3], float))
 
+# %% ../../nbs/app/results.ipynb #f27e7ea7
+def packaged_numbers(
+    folder=None # where packaged models are; None: in this package
+) -> dict[str, dict]: # variant → its measured.json
+    "What the run that made them has measured of the packaged models."
+    from fincompress.lib.onnx.packaged import packaged_models, packaged_variant, read_measured
+    found = packaged_models(folder).items()
+    return {packaged_variant(name): read_measured(place) for name, place in found}
+
 # %% ../../nbs/app/results.ipynb #fe4c3203
 NOT_MEASURED = "not measured"
 
@@ -135,11 +144,28 @@ def names_text(names) -> str:
     "Names of sets as people read them."
     return ", ".join(map(display_name, names))
 
-def elsewhere_sentence(run_dir) -> str:
+def packaged_sentence(
+    run_dir,
+    folder=None # where packaged models are; None: in this package
+) -> str: # empty: the run judged no packaged models, or there is nothing to say
+    "Where the packaged models' numbers in a run's tables come from."
+    own = foreign_sets(run_dir, "foreign test")
+    others = foreign_sets(run_dir, "foreign test", packaged=True)
+    if others and packaged_numbers(folder):
+        return ("The packaged models have the two numbers of the run that made them, on its sets: "
+                "compare these only with one another.")
+    if not others or not own or {*own} == {*others}:
+        return ""
+    return (f"For the packaged models the mean is over {names_text(others)}, since they learned "
+            "from other sources: compare it only with that of another packaged model.")
+
+def elsewhere_sentence(
+    run_dir,
+    folder=None # where packaged models are; None: in this package
+) -> str:
     "Where the numbers of text from elsewhere come from, and which of them compare."
     from fincompress.lib.measure.foreign import missing_in_words
     own = foreign_sets(run_dir, "foreign test")
-    others = foreign_sets(run_dir, "foreign test", packaged=True)
     choosing = foreign_sets(run_dir, "foreign validation")
     said = "The models of this run were not measured on text from elsewhere."
     if own:
@@ -147,11 +173,9 @@ def elsewhere_sentence(run_dir) -> str:
                 "models have not learned; the worst set is in brackets.")
     if own and choosing:
         said += f" Other sentences of {names_text(choosing)} guided choices."
-    if own and others and {*own} != {*others}:
-        said += (f" For the packaged models it is {names_text(others)}, since they learned from "
-                 "other sources: such a mean compares with those of the packaged models alone.")
     missing = missing_in_words(read_data_card(run_dir).get("missing") or {})
-    return f"{said} {missing}".rstrip()
+    parts = [said, packaged_sentence(run_dir, folder), missing]
+    return " ".join(part for part in parts if part)
 
 # %% ../../nbs/app/results.ipynb #ae6ae5e1
 def without_folders(name:str) -> str:
@@ -280,36 +304,52 @@ OWN_SCORE = ["test_macro_f1", "test_macro_f1_low", "test_macro_f1_high"]
 
 def licence_texts(
     run_dir,
-    table # the rows of compact models and alternatives
+    table, # the rows of compact models and alternatives
+    folder=None # where packaged models are; None: in this package
 ) -> list[str]:
     "Under which licence each model is; a dash for one with random weights."
-    from fincompress.lib.onnx.packaged import packaged_models, read_measured
-    known = {}
-    for name, folder in packaged_models().items():
-        licence = read_measured(folder)["licence"]
-        known[name.replace("compact", "packaged")] = licence_name(licence)
+    known = {variant: licence_name(measured["licence"])
+             for variant, measured in packaged_numbers(folder).items()}
     of_run = table.test_macro_f1.notna().map({True: run_licence(run_dir), False: "–"})
     return [known.get(name, licence) for name, licence in zip(table.variant, of_run)]
 
-def compact_rows(run_dir): # a DataFrame, the fastest first; None: the run has no such table
+def with_packaged_numbers(
+    rows, # of `compact_rows`
+    known:dict # of `packaged_numbers`
+): # the rows
+    "Packaged models with their own two numbers, which have no interval."
+    for variant, measured in known.items():
+        own = rows.variant == variant
+        rows.loc[own, OWN_SCORE] = None
+        rows.loc[own, "test_macro_f1"] = measured["here"]
+        for name in NUMBERS[1:]:
+            rows.loc[own, name] = measured[name]
+    return rows
+
+def compact_rows(
+    run_dir,
+    folder=None # where packaged models are; None: in this package
+): # a DataFrame, the fastest first; None: the run has no such table
     "The measurements of the compact models and their alternatives, with numbers from elsewhere."
     table = read_results(run_dir).get("10_world")
     if table is None:
         return None
     table = table.sort_values("latency_ms_p50", kind="stable")
     numbers = elsewhere_numbers(run_dir).loc[table.variant].reset_index(drop=True)
-    licences = licence_texts(run_dir, table)
+    licences = licence_texts(run_dir, table, folder)
     rows = table.assign(model=model_names(table), licence=licences).reset_index(drop=True)
     # the test split of a run is no packaged model's own kind of text
     rows.loc[numbers.here.isna(), OWN_SCORE] = None
-    return rows.assign(**{name: numbers[name] for name in NUMBERS[1:]})
+    rows = rows.assign(**{name: numbers[name] for name in NUMBERS[1:]})
+    return with_packaged_numbers(rows, packaged_numbers(folder))
 
 def compact_table(
     run_dir,
-    mark=plain # called with the name of each of our models
+    mark=plain, # called with the name of each of our models
+    folder=None # where packaged models are; None: in this package
 ): # a DataFrame of texts; None: the run has no such table
     "The compact models beside what one could use instead, the fastest first."
-    rows = compact_rows(run_dir)
+    rows = compact_rows(run_dir, folder)
     return None if rows is None else model_texts(rows, mark, intervals=True)
 
 COSTS = ("Size (MB)", "Text to label (ms)", "Times faster than BERT-base, padded")
@@ -329,12 +369,12 @@ def packaged_rows(
     "What was measured of the packaged models."
     import pandas as pd
 
-    from fincompress.lib.onnx.packaged import packaged_models, read_measured
-    measured = [read_measured(place) for place in packaged_models(folder).values()]
+    measured = packaged_numbers(folder)
     if not measured:
         return None
-    table = pd.DataFrame(measured).sort_values("latency_ms", kind="stable")
-    names = [display_name(name.replace("compact", "packaged")) for name in table.name]
+    table = pd.DataFrame(measured.values()).assign(variant=[*measured])
+    table = table.sort_values("latency_ms", kind="stable")
+    names = table.variant.map(display_name)
     renamed = dict(bytes="size_bytes", latency_ms="latency_ms_p50", here="test_macro_f1")
     licences = [licence_name(name) for name in table.licence]
     return table.rename(columns=renamed).assign(model=names, licence=licences, ours=True)
@@ -346,7 +386,7 @@ def product_table(
 ): # a DataFrame of texts; None: there are no models
     "The packaged models, then the compact models of a run."
     import pandas as pd
-    of_run = compact_rows(run_dir) if run_dir else None
+    of_run = compact_rows(run_dir, folder) if run_dir else None
     parts = [packaged_rows(folder), None if of_run is None else of_run[of_run.ours]]
     texts = [model_texts(rows, mark, intervals=False) for rows in parts if rows is not None]
     return pd.concat(texts, ignore_index=True) if texts else None

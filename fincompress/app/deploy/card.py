@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SET_COLUMNS', 'FOR_TRANSFORMERS', 'measured_by', 'measured_rows', 'world_rows', 'two_numbers', 'thresholds_of',
-           'used_sources', 'unlicensed_text', 'finbert_knew_it', 'files_in', 'longest_input', 'licence_facts',
-           'card_facts', 'f1_name', 'score_list', 'eval_result', 'eval_results', 'card_data', 'shares_ranges', 'limits',
-           'model_card']
+           'used_sources', 'unlicensed_text', 'teachers_of', 'finbert_knew_it', 'files_in', 'longest_input',
+           'licence_facts', 'card_facts', 'f1_name', 'score_list', 'eval_result', 'eval_results', 'card_data',
+           'shares_ranges', 'limits', 'model_card']
 
 # %% ../../../nbs/app/deploy/card.ipynb #1b242215
 import re
@@ -103,6 +103,12 @@ def unlicensed_text(run_dir, variant:str) -> list[str]: # sources; empty: the mo
         return []
     return without_stated_licence(read_data_card(run_dir).get("transfer_licences") or {})
 
+# %% ../../../nbs/app/deploy/card.ipynb #33a5a6ea
+def teachers_of(run_dir, variant:str) -> list[str]: # checkpoints, the study's own teacher first
+    "The teachers whose answers a model learned from, directly or by way of an assistant."
+    from fincompress.teacher import teacher_names
+    return teacher_names(read_info(Path(run_dir)/"checkpoints"/variant)["inputs"])
+
 # %% ../../../nbs/app/deploy/card.ipynb #7fcf3e98
 def finbert_knew_it(backbone:str, sets) -> bool: # `sets`: names of sources
     "Whether FinBERT is scored on sentences that it was trained on."
@@ -155,6 +161,7 @@ def card_facts(
     facts.fitted_on = [display_name(row["set"]) for row in facts.world
                        if row["role"] == FOREIGN_VALIDATION]
     facts.backbone = backbone_of(run_dir)
+    facts.teachers = len(teachers_of(run_dir, variant))
     facts.unlicensed = unlicensed_text(run_dir, variant)
     facts.has_ablation = (Path(run_dir)/"results/ablation.csv").exists()
     vars(facts).update(licence_facts(facts))

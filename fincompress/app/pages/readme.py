@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_RUN', 'EXAMPLE', 'FIGURE', 'FIGURE_WORDS', 'CLAIMS', 'pipe_table', 'first_answer', 'first_screen', 'figure_link',
-           'run_headline', 'weakness_line', 'run_details', 'number_text', 'stage_overview', 'executed_index', 'readme',
-           'write_readme']
+           'run_headline', 'speed_note', 'weakness_line', 'run_details', 'number_text', 'stage_overview',
+           'executed_index', 'readme', 'write_readme']
 
 # %% ../../../nbs/app/pages/readme.ipynb #ef3d5527
 import os
@@ -32,18 +32,21 @@ from fincompress.app.results import (
     is_finished,
     notes,
     product_table,
+    read_results,
     results_table,
     run_facts,
     run_licence,
     seeds_table,
+    stage_records,
     stage_table,
 )
 from ..study.pipeline import own_kernel
 from ..templates import render
 from ..use.classifier import Classifier
 from ...lib.behaviour.judged import weak_in_words
-from ...lib.onnx.packaged import DEFAULT_MODEL, packaged_models
-from ...lib.run.files import write_text
+from ...lib.model.registry import display_name
+from ...lib.onnx.packaged import DEFAULT_MODEL, packaged_models, packaged_variant
+from ...lib.run.files import read_json, write_text
 from ...lib.run.source import project_root
 from ...lib.run.stage import STAGES, stage_file
 
@@ -104,10 +107,26 @@ def run_headline(
         elsewhere=elsewhere_sentence(run_dir),
         figure=figure_link(run_dir) if with_figure else None, words=FIGURE_WORDS)
 
+def speed_note(run_dir) -> str: # Markdown; `run_dir`: of the packaged models
+    "What the packaged models' times mean, and the range of the default model's ratio."
+    row = read_results(run_dir)["10_world"].set_index("variant").loc[DEFAULT_MODEL]
+    given = stage_records(run_dir)["10_world"]["parameters"]
+    processor = read_json(Path(run_dir)/"run.json")["hardware"]["cpu"]
+    default = display_name(packaged_variant(DEFAULT_MODEL))
+    words = (
+        "The time of a packaged model is the median of single sentences, of "
+        f"{row.timed_pieces:.0f} word pieces on average, from text to label, on at most "
+        f"{row.threads:.0f} cores ({processor}). *Times faster* is the median of "
+        f"{given['latency_rounds']} rounds in which the models took turns with BERT-base in "
+        f"PyTorch, padded to {given['padded_length']} word pieces; for {bold(default)} single "
+        f"rounds gave {row.times_faster_low:,.0f} to {row.times_faster_high:,.0f}.")
+    return textwrap.fill(words, width=100, break_on_hyphens=False)
+
 def weakness_line(run_dir) -> str: # `run_dir`: of the packaged models
     "A line of a list: which kinds of pairs the packaged model does not pass often."
     table = pd.read_csv(Path(run_dir)/"results/behaviour.csv")
-    words = weak_in_words(table, DEFAULT_MODEL)
+    table = table.assign(model=table.model.map(packaged_variant))
+    words = weak_in_words(table, packaged_variant(DEFAULT_MODEL))
     line = f"- Of [pairs of sentences with one change](nbs/lib/behaviour/pairs.ipynb), {words}"
     return textwrap.fill(line, width=100, subsequent_indent="  ", break_on_hyphens=False)
 

@@ -393,8 +393,8 @@ def executed_notebooks(
             notebooks[place] = with_outputs(root/"nbs"/place, kept, root)
     return notebooks
 
-GUIDES = ("classify", "long_texts", "adapt", "doubt", "score", "cost", "serve", "web",
-          "colab", "own_data", "change_a_stage", "sweep", "devices",
+GUIDES = ("classify", "long_texts", "weaknesses", "adapt", "doubt", "score", "cost", "serve",
+          "web", "colab", "own_data", "change_a_stage", "sweep", "devices",
           "take_a_model") # as one reads them
 
 def guide_names(notebooks:dict) -> list[str]: # pages

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['HEADINGS', 'TWO_SENTENCES', 'WORK', 'IN_MEMORY', 'IN_FILES', 'WARM_UP_ROWS', 'MEMORY', 'FILES', 'PROCESSES',
            'CLUSTER', 'DRIVER', 'BASE', 'PIPELINE', 'WRK_SCRIPT', 'UNITS', 'IN_PROCESS', 'SERVICE', 'SOAK', 'CLIENTS',
-           'WARM_UP', 'EVERY', 'SCALE', 'SCALE_COLUMNS', 'NOT_MEASURED_YET', 'scale_view', 'news_sentence',
-           'distinct_headlines', 'mean_pieces', 'core_numbers', 'user_environment', 'started_work', 'finished_work',
-           'work_figures', 'scale_job', 'rate_row', 'files_rows', 'rate_rows', 'steady_seconds', 'cluster_row',
-           'driver_row', 'cluster_rows', 'text_pipeline', 'pipeline_row', 'pipeline_rows', 'wrk_script', 'wrk_figures',
-           'need_wrk', 'load', 'running_service', 'service_memory', 'looked_at', 'memory_figures', 'in_process_row',
-           'service_rows', 'soak_rows', 'ScaleSettings', 'ScalePart', 'scale_parts', 'chosen_parts', 'part_identity',
-           'read_scale', 'kept_rows', 'measured_part', 'write_scale', 'core_hours', 'best_rows', 'model_costs',
-           'cluster_efficiency', 'worker_rates', 'driver_hours', 'cluster_plan', 'model_plans', 'rates_for_pages',
-           'round_example', 'scale_statement', 'measured_rates', 'rate_sentence', 'soak_sentence', 'published_sentence']
+           'WARM_UP', 'EVERY', 'SCALE', 'SCALE_COLUMNS', 'NOT_MEASURED_YET', 'scale_view', 'packaged_text',
+           'news_sentence', 'distinct_headlines', 'mean_pieces', 'core_numbers', 'user_environment', 'started_work',
+           'finished_work', 'work_figures', 'scale_job', 'rate_row', 'files_rows', 'rate_rows', 'steady_seconds',
+           'cluster_row', 'driver_row', 'cluster_rows', 'text_pipeline', 'pipeline_row', 'pipeline_rows', 'wrk_script',
+           'wrk_figures', 'need_wrk', 'load', 'running_service', 'service_memory', 'looked_at', 'memory_figures',
+           'in_process_row', 'service_rows', 'soak_rows', 'ScaleSettings', 'ScalePart', 'scale_parts', 'chosen_parts',
+           'part_identity', 'read_scale', 'kept_rows', 'measured_part', 'write_scale', 'core_hours', 'best_rows',
+           'model_costs', 'cluster_efficiency', 'worker_rates', 'driver_hours', 'cluster_plan', 'model_plans',
+           'rates_for_pages', 'round_example', 'scale_statement', 'measured_rates', 'rate_sentence', 'soak_sentence',
+           'published_sentence']
 
 # %% ../../../nbs/app/scale/cost.ipynb #f3fb954e
 import json
@@ -41,7 +42,7 @@ from .score import merge, score_files
 from ..use.classifier import Classifier
 from ...lib.measure.timing import fixed_threads, latency_summary, timed_call
 from ...lib.model.registry import display_name
-from ...lib.onnx.packaged import packaged_folder, packaged_models
+from ...lib.onnx.packaged import packaged_folder, packaged_models, packaged_variant
 from ...lib.onnx.runtime import OnnxModel, cores
 from ...lib.run.files import RunError, digest, file_digest, write_csv
 from ...lib.run.machine import cpu_name, duration, now
@@ -80,7 +81,14 @@ def scale_view(
     "A table for people."
     headings = {name: HEADINGS[name][0] for name in columns if name in HEADINGS}
     formats = {HEADINGS[name][0]: HEADINGS[name][1] for name in headings}
-    return show(table[columns].rename(columns=headings), formats=formats)
+    shown = table[columns].rename(columns=headings)
+    if "model" in shown:
+        shown["model"] = shown.model.map(packaged_variant)
+    return show(shown, formats=formats)
+
+def packaged_text(model:str) -> str: # `model`: of the table
+    "A packaged model's name for people, or that of another model."
+    return display_name(packaged_variant(model))
 
 # %% ../../../nbs/app/scale/cost.ipynb #b4e6eb8d
 TWO_SENTENCES = 0.2 # share of the texts that have two
@@ -244,7 +252,7 @@ def steady_seconds(
     told:list, # (second, sentences) of each shard, as they were finished
     workers:int
 ) -> tuple: # sentences, seconds
-    "What was scored after each worker has finished a shard, and the time that it took."
+    "What was scored after the first shards, one a worker, and the time that it took."
     if len(told) <= 2*workers:
         raise RunError(f"{len(told)} shards are too few for a rate of {workers} workers: "
                        "score more headlines")
@@ -753,7 +761,7 @@ def rate_sentence(
     if not len(rates):
         return ""
     files = rates[FILES]
-    said = (f"{display_name(model)}: {files:,.0f} sentences a second from file to file, "
+    said = (f"{packaged_text(model)}: {files:,.0f} sentences a second from file to file, "
             f"{files/rates[MEMORY]:.0%} of the rate in memory. Several processes reach "
             f"{rates[PROCESSES]/rates['threads']:.0%} of the rate of threads.")
     pipeline = table[table.what == PIPELINE].rate
@@ -772,14 +780,14 @@ def soak_sentence(
     return (f"Under a load of {soak.seconds/60:.1f} minutes by {soak.clients:.0f} clients there "
             f"were {soak.sentences:,.0f} answers and {soak.errors:.0f} errors. The service had "
             f"{soak.memory_before_mb:.0f} MB of memory at its beginning and at most "
-            f"{soak.memory_max_mb:.0f} MB. It grew by {soak.memory_growth_mb:.1f} MB in the second "
-            "half.")
+            f"{soak.memory_max_mb:.0f} MB. In the second half it changed by "
+            f"{soak.memory_growth_mb:+.1f} MB.")
 
 def published_sentence(
     costs, # of `model_costs`, for the same number of headlines
     published:float # dollars, what somebody else's job costs
 ) -> str:
     "What each model costs, against a published cost."
-    each = [f"{display_name(model)} costs {price/published:.1%} of that"
+    each = [f"{packaged_text(model)} costs {price/published:.1%} of that"
             for model, price in zip(costs.model, costs.price)]
     return f"The published cost is {published:,.0f} dollars. Here {', '.join(each)}."

@@ -132,11 +132,20 @@ def call(function, argument):
 def jobs_on_ray(
     function, # of a job
     jobs:list, # independent of one another
+    lost, # function of a job and a `RunError`: the result of a job whose worker failed for good
     address:str=None # of a cluster; None: this machine alone
 ) -> list: # one result a job, in their order
     "An engine for `run_sweep`: one job at a time on each of the largest machines of a cluster."
     ray = connected_ray(address)
     cores = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
     one_a_machine = ray.remote(num_cpus=cores)(call)
-    with told_by_ray(ray):
-        return ray.get([one_a_machine.remote(function, job) for job in jobs])
+
+    def result(reference, job):
+        try:
+            with told_by_ray(ray):
+                return ray.get(reference)
+        except RunError as error:
+            return lost(job, error)
+
+    begun = [one_a_machine.remote(function, job) for job in jobs]
+    return [result(*each) for each in zip(begun, jobs)]

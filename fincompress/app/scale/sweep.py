@@ -6,8 +6,8 @@
 __all__ = ['MOST_POINTS', 'COMPARED_SCORES', 'GridAxis', 'grid_values', 'swept_stages', 'read_axis', 'read_grid', 'grid_points',
            'needed_in_depth', 'stage_keys', 'GridPoint', 'Sweep', 'value_text', 'values_text', 'point_name',
            'planned_sweep', 'sweep_record', 'sweep_words', 'refuse_other_content', 'link_or_copy', 'take_stage',
-           'stage_fits', 'take_if_finished', 'PointJob', 'PointOutcome', 'short_error', 'failed_point', 'run_job',
-           'next_wave', 'in_turn', 'finished_keys', 'execution_plan', 'stage_spans', 'plan_table', 'jobs_of',
+           'stage_fits', 'take_if_finished', 'PointJob', 'PointOutcome', 'short_error', 'failed_point', 'lost_point',
+           'run_job', 'next_wave', 'in_turn', 'finished_keys', 'execution_plan', 'stage_spans', 'plan_table', 'jobs_of',
            'run_waves', 'run_sweep', 'failure_text', 'cell_value', 'point_rows', 'sweep_table', 'value_names',
            'differing_models', 'score_texts', 'averaged_points', 'compared_points', 'unmoved_sentence', 'draw_sweep',
            'write_results']
@@ -353,6 +353,10 @@ def failed_point(job:PointJob, reached:list, executed:list, error:RunError) -> P
     kept = notebook if notebook.exists() and stage not in job.failed else None
     said = short_error(error, notebook)
     return PointOutcome(job.point, reached[:-1], executed, stage, said, kept)
+
+def lost_point(job:PointJob, error:RunError) -> PointOutcome:
+    "The outcome of a point whose worker failed, so that nobody knows how far it came."
+    return failed_point(job, [], [], error)
 
 def run_job(
     job:PointJob,

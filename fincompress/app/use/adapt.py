@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ADAPT_PACKAGES', 'METHODS', 'LEAST_FINE_TUNED', 'TUNING_PACKAGES', 'need_packages', 'read_strings', 'read_csv_rows',
-           'check_rows', 'Labelled', 'not_counted', 'single_blanks', 'labelled_rows', 'read_labelled', 'rename',
-           'drop_unused', 'fold', 'answers_of', 'can_fine_tune', 'tuned_answers', 'new_content', 'adapted_from',
-           'further_files', 'check_place', 'check_original', 'Outcome', 'card', 'write_adapted', 'check_labelled',
-           'adapt']
+           'stripped', 'check_rows', 'Labelled', 'not_counted', 'single_blanks', 'labelled_rows', 'read_labelled',
+           'rename', 'drop_unused', 'fold', 'answers_of', 'can_fine_tune', 'tuned_answers', 'new_content',
+           'adapted_from', 'further_files', 'check_place', 'check_original', 'Outcome', 'score_names', 'card',
+           'write_adapted', 'check_labelled', 'adapt']
 
 # %% ../../../nbs/app/use/adapt.ipynb #5255b3d9
 import importlib.util
@@ -52,17 +52,22 @@ def read_strings(file): # gives a DataFrame of strings
 def read_csv_rows(
     file,
     columns=("text", "label") # that it must have
-): # gives a DataFrame of strings
+): # gives a DataFrame of strings, as they are in the file
     "The rows of a CSV file; `RunError` where it is not a table with these columns."
     table = read_strings(file)
     missing = {*columns} - {*table.columns}
     if missing:
         raise RunError(f"{file} has no column {' and no column '.join(sorted(missing))}, only "
                        f"{', '.join(table.columns)}: name the columns text and label")
-    own = [name for name in ("text", "label") if name in table]
-    return table.assign(**{name: table[name].str.strip() for name in own})
+    return table
 
-def check_rows(table, file):
+def stripped(
+    table # DataFrame: text, label
+): # a DataFrame
+    "Rows whose texts and labels have no blanks around them; the given ones stay as they are."
+    return table.assign(text=table.text.str.strip(), label=table.label.str.strip())
+
+def check_rows(table, file): # `table`: of `stripped`
     "`RunError` names the first row without a text, or with a label that is none of the three."
     for row, (text, label) in enumerate(zip(table.text, table.label), 2):
         if not text:
@@ -90,7 +95,7 @@ def single_blanks(
     return texts.str.split().str.join(" ")
 
 def labelled_rows(
-    table # of `read_csv_rows`, checked by `check_rows`
+    table # of `stripped`, checked by `check_rows`
 ) -> Labelled:
     "The labelled sentences of a table."
     table = table[table.label != ""]
@@ -102,7 +107,7 @@ def labelled_rows(
 
 def read_labelled(file) -> Labelled:
     "The labelled sentences of a CSV file."
-    table = read_csv_rows(file)
+    table = stripped(read_csv_rows(file))
     check_rows(table, file)
     return labelled_rows(table)
 
@@ -255,13 +260,20 @@ class Outcome:
     p: float # McNemar's exact test
     folder: Path|None # None: nothing was gained, and nothing written
 
+def score_names(
+    scores # DataFrame indexed as `lib.measure.metrics.scores` names them
+) -> list[str]:
+    "What scores are called in a card."
+    return [name.replace("macro_f1", "macro-F1").replace("f1_", "F1 ") for name in scores.index]
+
 def card(
     name, # of the model that was adapted
     outcome:Outcome
 ) -> str:
     "The README.md of an adapted model."
     from fincompress.app.templates import render
-    rows = [(row.Index, row.before, row.after) for row in outcome.scores.itertuples()]
+    scores = outcome.scores.drop("accuracy")
+    rows = [*zip(score_names(scores), scores.before, scores.after)]
     return render("adapted_card.md.j2", model=name, title=outcome.folder.name, rows=rows,
                   method=METHODS[outcome.method], labels=len(outcome.labelled.labels),
                   p=outcome.p)

@@ -17,6 +17,7 @@ from fincompress.app.use.adapt import (
     labelled_rows,
     read_csv_rows,
     single_blanks,
+    stripped,
 )
 from ...lib.measure.adapt import LEAST_OF_A_LABEL
 from ...lib.run.checkpoint import LABELS
@@ -52,7 +53,7 @@ def are_enough(
     return len(labelled.labels) >= wanted and least >= LEAST_OF_A_LABEL
 
 def open_rows(
-    table, # DataFrame: text, label
+    table, # of `stripped`
     classify # a `Classifier`
 ) -> list[int]: # row numbers
     "The rows whose text has no label, each text once, the most informative first."
@@ -73,15 +74,16 @@ def ask_labels(
     table = read_csv_rows(file, ("text",))
     if "label" not in table:
         table["label"] = ""
-    check_rows(table, file)
-    for row in open_rows(table, classify):
-        labelled = labelled_rows(table)
+    shown = stripped(table)
+    check_rows(shown, file)
+    for row in open_rows(shown, classify):
+        labelled = labelled_rows(stripped(table))
         if are_enough(labelled, wanted):
             break
-        key = ask(len(labelled.labels) + 1, table.text.iloc[row])
+        key = ask(len(labelled.labels) + 1, shown.text.iloc[row])
         if key == STOP:
             break
         if key != SKIP:
             table.loc[row, "label"] = KEYS[key]
             write_csv(Path(file), table)
-    return labelled_rows(table)
+    return labelled_rows(stripped(table))

@@ -18,7 +18,12 @@ from .floor import FLOOR_RECORD, has_floor, write_web_floor
 from .web_folder import web_assets, web_runtime, write_web_model
 from ...lib.behaviour.judged import weak_rows
 from ...lib.model.registry import colour_of, display_name
-from ...lib.onnx.packaged import DEFAULT_MODEL, packaged_models, read_measured
+from fincompress.lib.onnx.packaged import (
+    DEFAULT_MODEL,
+    packaged_models,
+    packaged_variant,
+    read_measured,
+)
 from ...lib.run.checkpoint import LABELS
 from ...lib.run.files import make_folder, read_json
 
@@ -51,7 +56,7 @@ def behaviour_of(
 
 def packaged_title(name:str) -> str: # `name`: of a packaged model
     "A packaged model's name for people."
-    return display_name(name.replace("compact", "packaged"))
+    return display_name(packaged_variant(name))
 
 PASSED = { # relation of the two sentences of a pair: what a model has to do
     "opposite": "both sentences get the right direction",
@@ -110,7 +115,7 @@ def floor_sentence_of(run_dir) -> str:
     "What the linear model of the page is, beside the whole one."
     record = read_json(Path(run_dir)/FLOOR_RECORD)
     return (f"{record['name']} is here with its {record['ngrams']:,} strongest n-grams, "
-            f"of {record['whole_ngrams']:,}. So cut, its macro-F1 on the test split of "
+            f"of {record['whole_ngrams']:,}. With these alone, its macro-F1 on the test split of "
             f"its run is {record['test_macro_f1']:.3f}; the whole model's is "
             f"{record['whole_test_macro_f1']:.3f}.")
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'DEFAULT_MODEL', 'NONE_HERE', 'MEASURED', 'models_folder', 'packaged_folder', 'packaged_models',
-           'read_measured', 'packaged_cascade', 'trained_on']
+           'packaged_variant', 'read_measured', 'packaged_cascade', 'trained_on']
 
 # %% ../../../nbs/lib/onnx/packaged.ipynb #ef885b14
 from importlib.resources import files
@@ -41,6 +41,10 @@ def packaged_models(
     "The packaged models that this copy of the package has."
     places = {name: Path(folder or models_folder())/name for name in MODELS}
     return {name: place for name, place in places.items() if (place/INFO).is_file()}
+
+def packaged_variant(name:str) -> str: # `name`: one of `MODELS`; others stay as they are
+    "What a packaged model is called beside a run's own: packaged_wide and so on."
+    return name.replace("compact", "packaged") if name in MODELS else name
 
 # %% ../../../nbs/lib/onnx/packaged.ipynb #fc23ac7c
 MEASURED = "measured.json"

@@ -147,18 +147,21 @@ FEWEST = 0.05 # share of sentences from which a curve begins: fewer are too few 
 
 @styled
 def risk_against_coverage(
-    curves:dict # model → DataFrame of `risk_coverage`
+    panels:dict # title → model → DataFrame of `risk_coverage`
 ):
     "Share of wrong answers against the share of sentences that get one."
-    figure, ax = plt.subplots(figsize=(5.4, 3.2))
+    size = (1.2 + 3*len(panels), 3.2)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     ends = {}
-    for name, curve in curves.items():
-        curve = curve[curve.coverage >= FEWEST]
-        ax.plot(curve.coverage, curve.risk, color=colour_of(name))
-        ends[display_name(name)] = (curve.risk.iloc[-1], colour_of(name))
-    ax.set(xlabel="share of sentences with an answer", ylabel="wrong ones among them", xlim=(0, 1))
-    ax.set_ylim(bottom=0)
-    label_ends(ax, ends)
+    for ax, (title, curves) in zip(axes[0], panels.items()):
+        for name, curve in curves.items():
+            curve = curve[curve.coverage >= FEWEST]
+            ax.plot(curve.coverage, curve.risk, color=colour_of(name))
+            ends[display_name(name)] = (curve.risk.iloc[-1], colour_of(name))
+        ax.set(title=title, xlabel="share of sentences with an answer", xlim=(0, 1))
+    axes[0, 0].set_ylabel("wrong ones among them")
+    axes[0, 0].set_ylim(bottom=0)
+    label_ends(axes[0, -1], ends)
     return figure
 
 # %% ../../../nbs/lib/show/compact_plots.ipynb #a045dbf7
