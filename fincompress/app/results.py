@@ -142,7 +142,8 @@ def foreign_sets(
 
 def names_text(names) -> str:
     "Names of sets as people read them."
-    return ", ".join(map(display_name, names))
+    *others, last = map(display_name, names)
+    return f"{', '.join(others)} and {last}" if others else last
 
 def packaged_sentence(
     run_dir,
