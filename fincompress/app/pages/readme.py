@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NO_RUN', 'EXAMPLE', 'FIGURE', 'FIGURE_WORDS', 'CLAIMS', 'pipe_table', 'first_answer', 'first_screen', 'figure_link',
            'run_headline', 'speed_note', 'weakness_line', 'run_details', 'number_text', 'stage_overview',
-           'executed_index', 'readme', 'write_readme']
+           'executed_index', 'wrapped', 'readme', 'write_readme']
 
 # %% ../../../nbs/app/pages/readme.ipynb #ef3d5527
 import os
@@ -113,22 +113,20 @@ def speed_note(run_dir) -> str: # Markdown; `run_dir`: of the packaged models
     given = stage_records(run_dir)["10_world"]["parameters"]
     processor = read_json(Path(run_dir)/"run.json")["hardware"]["cpu"]
     default = display_name(packaged_variant(DEFAULT_MODEL))
-    words = (
+    return (
         "The time of a packaged model is the median of single sentences, of "
         f"{row.timed_pieces:.0f} word pieces on average, from text to label, on at most "
         f"{row.threads:.0f} cores ({processor}). *Times faster* is the median of "
         f"{given['latency_rounds']} rounds in which the models took turns with BERT-base in "
         f"PyTorch, padded to {given['padded_length']} word pieces; for {bold(default)} single "
         f"rounds gave {row.times_faster_low:,.0f} to {row.times_faster_high:,.0f}.")
-    return textwrap.fill(words, width=100, break_on_hyphens=False)
 
 def weakness_line(run_dir) -> str: # `run_dir`: of the packaged models
     "A line of a list: which kinds of pairs the packaged model does not pass often."
     table = pd.read_csv(Path(run_dir)/"results/behaviour.csv")
     table = table.assign(model=table.model.map(packaged_variant))
     words = weak_in_words(table, packaged_variant(DEFAULT_MODEL))
-    line = f"- Of [pairs of sentences with one change](nbs/lib/behaviour/pairs.ipynb), {words}"
-    return textwrap.fill(line, width=100, subsequent_indent="  ", break_on_hyphens=False)
+    return f"- Of [pairs of sentences with one change](nbs/lib/behaviour/pairs.ipynb), {words}"
 
 def run_details(run_dir) -> str: # Markdown
     "The study's variants, its claims, what seeds gave, the floor, and the notes."
@@ -170,6 +168,21 @@ def executed_index(root): # a NotebookNode
     client.execute()
     return notebook
 
+def wrapped(text:str) -> str: # `text`: Markdown
+    "The same with at most 100 characters in a line of prose; tables, pictures and code stay."
+    lines = []
+    is_code = False
+    for line in text.splitlines():
+        is_code ^= line.startswith("```")
+        if is_code or line.startswith(("|", "!", "#", ">", "<")):
+            lines.append(line)
+            continue
+        indent = "  " if line.startswith("- ") else ""
+        parts = textwrap.wrap(line, 100, subsequent_indent=indent, break_on_hyphens=False,
+                              break_long_words=False)
+        lines += parts or [""]
+    return "\n".join(lines)
+
 def readme(
     root # the project's folder
 ) -> str:
@@ -177,7 +190,7 @@ def readme(
     kinds = ["text/markdown", "text/plain"]
     exporter = MarkdownExporter(config=Config(NbConvertBase={"display_data_priority": kinds}))
     text = exporter.from_notebook_node(readable(executed_index(root)))[0]
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return wrapped(re.sub(r"\n{3,}", "\n\n", text).strip()) + "\n"
 
 def write_readme(root):
     "Write README.md from `nbs/index.ipynb`."

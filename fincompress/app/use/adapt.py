@@ -264,7 +264,8 @@ def score_names(
     scores # DataFrame indexed as `lib.measure.metrics.scores` names them
 ) -> list[str]:
     "What scores are called in a card."
-    return [name.replace("macro_f1", "macro-F1").replace("f1_", "F1 ") for name in scores.index]
+    renamed = scores.index.str.replace("macro_f1", "macro-F1")
+    return [*renamed.str.replace("f1_", "F1 ")]
 
 def card(
     name, # of the model that was adapted
