@@ -224,13 +224,18 @@ def on_tests(rows, model: str, column: str) -> dict[str, float]:
     return own.groupby("set")[column].mean().to_dict()
 
 
-def lost_points(rows, model: str, against: str) -> dict[str, float]:
-    "By how much a model is behind another on each single set."
+def lost_in_one_seed(rows, model: str, against: str) -> dict[str, float]:
     if against == "teacher" and "mean_of_teachers" in {*rows.model}: # that the students followed
         against = "mean_of_teachers"
     own = on_tests(rows, model, "macro_f1")
     other = on_tests(rows, against, "macro_f1")
     return {name: 100*(other[name] - own[name]) for name in own if name not in POOLED}
+
+
+def lost_points(rows, model: str, against: str) -> dict[str, float]:
+    "By how much a model is behind another on each single set, as the mean over seeds."
+    seeds = [lost_in_one_seed(own, model, against) for _, own in rows.groupby("seed")]
+    return pd.DataFrame(seeds).mean().to_dict()
 
 
 def narrow_goals() -> list:
