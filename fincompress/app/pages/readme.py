@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_RUN', 'EXAMPLE', 'FIGURE', 'FIGURE_WORDS', 'CLAIMS', 'pipe_table', 'first_answer', 'first_screen', 'figure_link',
-           'run_headline', 'speed_note', 'weakness_line', 'run_details', 'number_text', 'stage_overview',
+           'run_headline', 'speed_note', 'seeds_note', 'weakness_line', 'run_details', 'number_text', 'stage_overview',
            'executed_index', 'wrapped', 'readme', 'write_readme']
 
 # %% ../../../nbs/app/pages/readme.ipynb #ef3d5527
@@ -19,6 +19,7 @@ from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
+from ..deploy.package import PACKAGED_SEED
 from ..licences import NOT_COMMERCIAL
 from .notebook_html import readable
 from fincompress.app.results import (
@@ -26,6 +27,7 @@ from fincompress.app.results import (
     choice_sentence,
     claims_table,
     compact_table,
+    elsewhere_numbers,
     elsewhere_sentence,
     floor_sentence,
     foreign_sets,
@@ -41,6 +43,7 @@ from fincompress.app.results import (
     stage_table,
 )
 from ..study.pipeline import own_kernel
+from ..study.seeds import seeds_with_results
 from ..templates import render
 from ..use.classifier import Classifier
 from ...lib.behaviour.judged import weak_in_words
@@ -121,6 +124,21 @@ def speed_note(run_dir) -> str: # Markdown; `run_dir`: of the packaged models
         f"PyTorch, padded to {given['padded_length']} word pieces; for {bold(default)} single "
         f"rounds gave {row.times_faster_low:,.0f} to {row.times_faster_high:,.0f}.")
 
+def seeds_note(run_dir) -> str: # Markdown; `run_dir`: of the packaged models; "": it has one seed
+    "How far the default model's two numbers move with the random numbers of its training."
+    folders = seeds_with_results(run_dir).values()
+    if len(folders) < 2:
+        return ""
+    rows = [elsewhere_numbers(folder).loc[DEFAULT_MODEL] for folder in folders]
+    table = pd.DataFrame(rows)
+    here, elsewhere = (f"{table[name].min():.3f} to {table[name].max():.3f}"
+                       for name in ("here", "elsewhere"))
+    default = display_name(packaged_variant(DEFAULT_MODEL))
+    return (
+        f"The recipe was run with {len(rows)} seeds, teacher and all: {bold(default)} got {here} "
+        f"on its own kind of text and {elsewhere} on text from elsewhere. The packaged models are "
+        f"those of seed {PACKAGED_SEED}.")
+
 def weakness_line(run_dir) -> str: # `run_dir`: of the packaged models
     "A line of a list: which kinds of pairs the packaged model does not pass often."
     table = pd.read_csv(Path(run_dir)/"results/behaviour.csv")
@@ -177,7 +195,7 @@ def wrapped(text:str) -> str: # `text`: Markdown
         if is_code or line.startswith(("|", "!", "#", ">", "<")):
             lines.append(line)
             continue
-        indent = "  " if line.startswith("- ") else ""
+        indent = "  " if line.startswith(("- ", "  ")) else ""
         parts = textwrap.wrap(line, 100, subsequent_indent=indent, break_on_hyphens=False,
                               break_long_words=False)
         lines += parts or [""]
