@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_RUN', 'EXAMPLE', 'FIGURE', 'FIGURE_WORDS', 'CLAIMS', 'pipe_table', 'first_answer', 'first_screen', 'figure_link',
-           'run_headline', 'speed_note', 'seeds_note', 'weakness_line', 'run_details', 'number_text', 'stage_overview',
-           'executed_index', 'wrapped', 'readme', 'write_readme']
+           'run_headline', 'run_details', 'speed_note', 'seeds_note', 'weakness_sentence', 'number_text',
+           'stage_overview', 'executed_index', 'wrapped', 'readme', 'write_readme']
 
 # %% ../../../nbs/app/pages/readme.ipynb #ef3d5527
 import os
@@ -110,6 +110,19 @@ def run_headline(
         elsewhere=elsewhere_sentence(run_dir),
         figure=figure_link(run_dir) if with_figure else None, words=FIGURE_WORDS)
 
+def run_details(run_dir) -> str: # Markdown
+    "The study's variants, its claims, what seeds gave, the floor, and the notes."
+    if not is_finished(run_dir):
+        return NO_RUN
+    tables = {
+        "The study's variants": results_table(run_dir, bold),
+        "Over all seeds, mean and range": seeds_table(run_dir),
+        CLAIMS: claims_table(run_dir, bold)}
+    shown = [(title, pipe_table(table)) for title, table in tables.items() if table is not None]
+    return render("readme_details.md.j2", tables=shown, claims_title=CLAIMS,
+                  floor=floor_sentence(run_dir), notes=notes(run_dir))
+
+# %% ../../../nbs/app/pages/readme.ipynb #6f298177
 def speed_note(run_dir) -> str: # Markdown; `run_dir`: of the packaged models
     "What the packaged models' times mean, and the range of the default model's ratio."
     row = read_results(run_dir)["10_world"].set_index("variant").loc[DEFAULT_MODEL]
@@ -139,24 +152,12 @@ def seeds_note(run_dir) -> str: # Markdown; `run_dir`: of the packaged models; "
         f"on its own kind of text and {elsewhere} on text from elsewhere. The packaged models are "
         f"those of seed {PACKAGED_SEED}.")
 
-def weakness_line(run_dir) -> str: # `run_dir`: of the packaged models
-    "A line of a list: which kinds of pairs the packaged model does not pass often."
+def weakness_sentence(run_dir) -> str: # `run_dir`: of the packaged models
+    "Which kinds of pairs the packaged model does not pass often."
     table = pd.read_csv(Path(run_dir)/"results/behaviour.csv")
     table = table.assign(model=table.model.map(packaged_variant))
     words = weak_in_words(table, packaged_variant(DEFAULT_MODEL))
-    return f"- Of [pairs of sentences with one change](nbs/lib/behaviour/pairs.ipynb), {words}"
-
-def run_details(run_dir) -> str: # Markdown
-    "The study's variants, its claims, what seeds gave, the floor, and the notes."
-    if not is_finished(run_dir):
-        return NO_RUN
-    tables = {
-        "The study's variants": results_table(run_dir, bold),
-        "Over all seeds, mean and range": seeds_table(run_dir),
-        CLAIMS: claims_table(run_dir, bold)}
-    shown = [(title, pipe_table(table)) for title, table in tables.items() if table is not None]
-    return render("readme_details.md.j2", tables=shown, claims_title=CLAIMS,
-                  floor=floor_sentence(run_dir), notes=notes(run_dir))
+    return f"Of [pairs of sentences with one change](nbs/lib/behaviour/pairs.ipynb), {words}"
 
 # %% ../../../nbs/app/pages/readme.ipynb #f96cb0d8
 def number_text(value, places:int=1) -> str: # `value`: a number; None: "–"
