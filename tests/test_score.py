@@ -14,6 +14,7 @@ from pathlib import Path
 import hub_stand_in
 import pandas as pd
 import polars
+import psutil
 import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as parquet
@@ -585,6 +586,29 @@ def test_the_rates_of_a_cluster(model, cluster):
     assert [*measured.index] == [(cost.CLUSTER, 1), (cost.CLUSTER, 2), (cost.DRIVER, 1)]
     assert measured.sentences.tolist() == [4*SHARD_ROWS, 3*SHARD_ROWS, 5*SHARD_ROWS]
     assert (measured.rate > 0).all()
+
+
+def scoring_actors() -> list:
+    "Processes in which Ray keeps a model."
+    processes = psutil.process_iter(["name"])
+    return [each for each in processes if each.info["name"].startswith("ray::MapWorker")]
+
+
+def test_a_cluster_gives_the_same_bytes_though_an_actor_is_killed(
+        tmp_path, corpus, model, answers, cluster):
+    killed = []
+
+    def kill(counts, rows):
+        if not killed:
+            killed.append(scoring_actors()[0])
+            killed[0].kill()
+
+    out = tmp_path/"answers.parquet"
+    counts = score_files([corpus], out, model, tell=kill, workers=2,
+                         engine=partial(on_ray, address=cluster.address))
+    assert killed and not killed[0].is_running()
+    assert counts["read"] == counts["scored"] == ROWS
+    assert out.read_bytes() == answers.read_bytes()
 
 
 def test_a_cluster_gives_the_same_bytes_though_a_node_is_killed(
