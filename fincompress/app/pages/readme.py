@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_RUN', 'EXAMPLE', 'FIGURE', 'FIGURE_WORDS', 'CLAIMS', 'pipe_table', 'first_answer', 'first_screen', 'figure_link',
-           'run_headline', 'run_details', 'speed_note', 'seeds_note', 'weakness_sentence', 'number_text',
+           'run_headline', 'run_details', 'speed_note', 'span', 'seeds_note', 'weakness_sentence', 'number_text',
            'stage_overview', 'executed_index', 'wrapped', 'readme', 'write_readme']
 
 # %% ../../../nbs/app/pages/readme.ipynb #ef3d5527
@@ -137,6 +137,11 @@ def speed_note(run_dir) -> str: # Markdown; `run_dir`: of the packaged models
         f"PyTorch, padded to {given['padded_length']} word pieces; for {bold(default)} single "
         f"rounds gave {row.times_faster_low:,.0f} to {row.times_faster_high:,.0f}.")
 
+def span(values) -> str: # `values`: a Series of scores
+    "The least and the largest value, or the one that they share."
+    ends = [f"{end:.3f}" for end in (values.min(), values.max())]
+    return " to ".join(dict.fromkeys(ends))
+
 def seeds_note(run_dir) -> str: # Markdown; `run_dir`: of the packaged models; "": it has one seed
     "How far the default model's two numbers move with the random numbers of its training."
     folders = seeds_with_results(run_dir).values()
@@ -144,13 +149,11 @@ def seeds_note(run_dir) -> str: # Markdown; `run_dir`: of the packaged models; "
         return ""
     rows = [elsewhere_numbers(folder).loc[DEFAULT_MODEL] for folder in folders]
     table = pd.DataFrame(rows)
-    here, elsewhere = (f"{table[name].min():.3f} to {table[name].max():.3f}"
-                       for name in ("here", "elsewhere"))
     default = display_name(packaged_variant(DEFAULT_MODEL))
     return (
-        f"The recipe was run with {len(rows)} seeds, teacher and all: {bold(default)} got {here} "
-        f"on its own kind of text and {elsewhere} on text from elsewhere. The packaged models are "
-        f"those of seed {PACKAGED_SEED}.")
+        f"The recipe was run with {len(rows)} seeds, teachers and all. {bold(default)} has "
+        f"{span(table.here)} on its own kind of text and {span(table.elsewhere)} on text from "
+        f"elsewhere; the packaged models are those of seed {PACKAGED_SEED}.")
 
 def weakness_sentence(run_dir) -> str: # `run_dir`: of the packaged models
     "Which kinds of pairs the packaged model does not pass often."
