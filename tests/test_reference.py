@@ -210,8 +210,7 @@ LEAST_DIRECTION = {"sentfin": 0.95, "twitter": 0.92, "finentity": 0.94, "phraseb
                    "semeval_headlines": 0.81}
 VIEWS = ("mean", "shipped") # over the committed seeds; of the seed that is shipped, alone
 MISSED = { # by the committed run; strict: a better run empties it
-    ("mean", "direction", "phrasebank_fiqa"), ("shipped", "direction", "phrasebank_fiqa"),
-    ("mean", "macro_f1", "twitter")}
+    ("mean", "macro_f1", "twitter"), ("shipped", "direction", "phrasebank_fiqa")}
 POOLED = ("own_test", "phrasebank_fiqa")
 
 
