@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .PHONY: help install browser study demo site test sync nbdev-test smoke
-.PHONY: readme reference package pairs web-speed scale clean
+.PHONY: readme reference package web-speed scale clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -76,18 +76,6 @@ package: install ## Run the profile package and put its models into the package;
 	$(BIN)/python -c "from fincompress.app.web.floor import write_floor_results; \
 		write_floor_results('outputs/package')"
 	@echo "== done: fincompress models"
-
-# A teacher without and with pairs, of each seed: some ten minutes
-PAIR_SEEDS := 42 43 44
-PAIR_KINDS := [direction, numbers, negation, contrast, hedge]
-pairs: install ## Measure what minimal pairs would teach the packaged models' teacher; DATA is the folder of the data files
-	@test -d "$(DATA)" || { echo "give the folder of the data files: make pairs DATA=..."; exit 2; }
-	for seed in $(PAIR_SEEDS); do \
-		$(BIN)/fincompress run --profile package --run-dir outputs/pairs/$$seed \
-			--only 00_data --only 01_teacher -p "data.data_folder=$(DATA)" \
-			-p "data.pair_kinds=$(PAIR_KINDS)" -p teacher.teachers=1 -p teacher.seed=$$seed && \
-		cp outputs/pairs/$$seed/results/pairs.csv outputs/package/results/pairs_$$seed.csv || exit 1; \
-	done
 
 web-speed: install browser ## Measure the packaged models in a browser, on an idle machine
 	$(BIN)/python -c "from fincompress.app.web.browser import write_browser_table; \
